@@ -1,0 +1,140 @@
+"""How to call a storage node. See `servers.protocol.storage_api` for the routes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from servers.client.http import Answer, Transport
+from servers.protocol.checksum import Buffer, first_damaged_block
+from servers.protocol.errors import ExtentDamaged, ExtentMissing, NodeFailed, NodeFull
+from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
+from servers.protocol.storage_api import (
+    BARRIER_PATH, CHECK_PATH, DELETE_PATH, EXTENT_HEADER, EXTENTS_PATH, INVENTORY_PATH, LENGTH_HEADER,
+    SUMS_HEADER, ExtentHeader,
+)  # fmt: skip
+
+CONTROL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryPage:
+    lengths: dict[ExtentId, int]
+    next: str | None
+    """What to ask for as `after`; None at the end of a complete listing."""
+
+
+class StorageClient:
+    """All calls raise TryAgain when the node does not answer, NodeFailed when it refuses."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def put(
+        self,
+        address: str,
+        extent: ExtentId,
+        pieces: Sequence[Buffer],
+        header: ExtentHeader,
+        *,
+        sync: bool,
+        deadline_seconds: float,
+        first_byte_seconds: float,
+    ) -> None:
+        """The node has the extent; with `sync`, on stable storage."""
+        target = f"{EXTENTS_PATH}{extent_text(extent)}" + ("?sync=1" if sync else "")
+        answer = await self._transport.request(
+            address, "PUT", target, headers={EXTENT_HEADER: header.pack()}, body=pieces,
+            deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
+        )  # fmt: skip
+        if answer.status not in (200, 201):
+            raise _failure(address, extent, answer)
+
+    async def get(
+        self,
+        address: str,
+        extent: ExtentId,
+        start: int,
+        length: int,
+        *,
+        deadline_seconds: float,
+        first_byte_seconds: float,
+    ) -> memoryview:
+        """Bytes [start, start + length) of the extent, or up to its end, checked; both are multiples of
+        64 KiB, because that is what one sum covers. Raises ExtentDamaged, ExtentMissing."""
+        answer = await self._transport.request(
+            address, "GET", EXTENTS_PATH + extent_text(extent), headers={"range": f"bytes={start}-{start + length - 1}"},
+            deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
+        )  # fmt: skip
+        if answer.status not in (200, 206):
+            raise _failure(address, extent, answer)
+        want = min(length, int(answer.headers.get(LENGTH_HEADER, "0")) - start)
+        if len(answer.body) != want:
+            raise ExtentDamaged(f"{extent_text(extent)} on {address}: {len(answer.body)} bytes instead of {want}")
+        try:
+            table = base64.b64decode(answer.headers.get(SUMS_HEADER, ""), validate=True)
+        except binascii.Error:
+            table = b""
+        block = first_damaged_block(answer.body, table)
+        if block is not None:
+            raise ExtentDamaged(f"{extent_text(extent)} on {address}: block {block} after {start} has a wrong CRC32C")
+        return memoryview(answer.body)
+
+    async def barrier(self, address: str, *, deadline_seconds: float) -> None:
+        """All that the node took before this call is on stable storage."""
+        answer = await self._transport.request(
+            address, "POST", BARRIER_PATH, deadline_seconds=deadline_seconds, first_byte_seconds=deadline_seconds
+        )
+        if answer.status != 200:
+            raise NodeFailed(f"{address}: barrier: {_detail(answer)}")
+
+    async def delete(self, address: str, extents: Sequence[ExtentId]) -> set[ExtentId]:
+        """Those of the extents that the node does not have any more."""
+        reply = await self._json(address, "POST", DELETE_PATH, {"extents": [extent_text(e) for e in extents]})
+        return set(extents) - {parse_extent_text(text) for text in reply["failed"]}
+
+    async def check(self, address: str, extents: Iterable[ExtentId]) -> dict[ExtentId, int | None]:
+        """The length of each of the extents on this node; None for what it does not have."""
+        reply = await self._json(address, "POST", CHECK_PATH, {"extents": [extent_text(e) for e in extents]})
+        return {parse_extent_text(text): length for text, length in reply["extents"].items()}
+
+    async def inventory(self, address: str, after: str | None, limit: int) -> InventoryPage:
+        query = f"?limit={limit}" + (f"&after={after}" if after else "")
+        reply = await self._json(address, "GET", INVENTORY_PATH + query, None)
+        return InventoryPage({parse_extent_text(row["id"]): row["length"] for row in reply["extents"]}, reply["next"])
+
+    async def describe(self, address: str, extent: ExtentId) -> dict[str, Any]:
+        """The replica's place on disk and its footer, as JSON has it. Raises ExtentMissing."""
+        return await self._json(address, "GET", f"{EXTENTS_PATH}{extent_text(extent)}/description", None, extent)
+
+    async def _json(
+        self, address: str, method: str, target: str, content: object, extent: ExtentId | None = None
+    ) -> dict[str, Any]:
+        body = [json.dumps(content).encode()] if content is not None else []
+        answer = await self._transport.request(
+            address, method, target, headers={"content-type": "application/json"}, body=body,
+            deadline_seconds=CONTROL_SECONDS, first_byte_seconds=CONTROL_SECONDS,
+        )  # fmt: skip
+        if answer.status != 200:
+            raise _failure(address, extent, answer)
+        reply: dict[str, Any] = json.loads(bytes(answer.body))
+        return reply
+
+
+def _failure(address: str, extent: ExtentId | None, answer: Answer) -> Exception:
+    what = f"{extent_text(extent)} on {address}" if extent is not None else address
+    if answer.status == 404 and extent is not None:
+        return ExtentMissing(f"{what}: not there")
+    if answer.status == 507:
+        return NodeFull(f"{what}: no room")
+    if answer.status == 500 and extent is not None:
+        return ExtentDamaged(f"{what}: {_detail(answer)}")
+    return NodeFailed(f"{what}: {answer.status} {_detail(answer)}")
+
+
+def _detail(answer: Answer) -> str:
+    return bytes(answer.body[:200]).decode("utf-8", "replace")

@@ -1,0 +1,82 @@
+"""Where replicas go: a pure function of what is known of the nodes, and of chance."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from servers.protocol.errors import TooFewNodes
+from servers.protocol.ids import NodeNumber
+
+NodeState = Literal["alive", "suspect", "dead"]
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """A storage node as the naming server tells it to those who place and read replicas."""
+
+    number: NodeNumber
+    uuid: str
+    address: str
+    """host:port"""
+    state: NodeState
+    free_bytes: int
+    used_bytes: int
+    total_bytes: int
+    space: str
+    """The file system below its data directory: nodes that share one share its free bytes."""
+    rack: str = ""
+
+
+def choose_nodes(
+    nodes: Iterable[NodeView],
+    count: int,
+    length: int,
+    chance: random.Random,
+    *,
+    avoid: Collection[NodeNumber] = (),
+    local: NodeNumber | None = None,
+) -> list[NodeView]:
+    """`count` distinct live nodes with room for `length` bytes, the first to be written first.
+
+    Chosen with a probability that grows with free space, on distinct racks while racks last;
+    a live node on the client's own machine comes first. Raises TooFewNodes.
+    """
+    free = {n.number: n for n in nodes if n.state == "alive" and n.free_bytes > length and n.number not in avoid}
+    if len(free) < count:
+        raise TooFewNodes(f"Fewer than {count} storage servers available")
+    chosen: list[NodeView] = []
+    if local is not None and local in free and count:
+        chosen.append(free.pop(local))
+    while len(chosen) < count:
+        racks = {n.rack for n in chosen if n.rack}
+        elsewhere = [n for n in free.values() if n.rack not in racks] or list(free.values())
+        pick = chance.choices(elsewhere, weights=[n.free_bytes for n in elsewhere])[0]
+        chosen.append(free.pop(pick.number))
+    return chosen
+
+
+@dataclass(frozen=True)
+class Space:
+    """Raw bytes of all nodes together; divide by the replication factor for what files can use."""
+
+    total_bytes: int
+    used_bytes: int
+    free_bytes: int
+
+
+def cluster_space(nodes: Iterable[NodeView]) -> Space:
+    """The cluster's space, each file system counted once however many nodes sit on it."""
+    total = used = free = 0
+    seen: set[str] = set()
+    for node in nodes:
+        if node.state == "dead":
+            continue
+        used += node.used_bytes
+        if node.space not in seen:
+            seen.add(node.space)
+            free += node.free_bytes
+    total = used + free
+    return Space(total, used, free)

@@ -1,0 +1,75 @@
+"""What everybody says to storage nodes: extents over HTTP.
+
+    PUT    /v1/extents/{id}?sync=1   store the body; sync=1: on stable storage before the answer
+    GET    /v1/extents/{id}          the data, or the part that `Range: bytes=a-b` names
+    HEAD   /v1/extents/{id}          its length
+    DELETE /v1/extents/{id}          204, also when it is not there
+    GET    /v1/extents/{id}/description   where the replica lies, its footer and sums (JSON)
+    POST   /v1/extents/delete        {"extents": [...]}: many at once
+    POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there
+    GET    /v1/inventory?after=&limit=    what the node holds, in pages
+    POST   /v1/barrier               answers when all that was taken before is on stable storage
+    GET    /v1/space                 bytes used, free and total
+    GET    /health                   the one route without the secret
+
+A PUT should carry `dcs-extent`, the base64 of a packed `ExtentHeader` with the sums that the
+writer computed; without it (curl) the node computes them. A GET or HEAD answer carries the
+sums of the blocks it touches in `dcs-crc32c` (base64 of the table); ask for whole blocks
+of 64 KiB, counted from the start of the extent, to be able to check them.
+
+PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
+sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+
+import msgpack
+
+EXTENTS_PATH = "/v1/extents/"
+EXTENT_HEADER = "dcs-extent"
+SUMS_HEADER = "dcs-crc32c"
+LENGTH_HEADER = "dcs-length"
+"""The length of the whole extent in bytes, on every GET and HEAD answer."""
+DELETE_PATH = "/v1/extents/delete"
+CHECK_PATH = "/v1/extents/check"
+INVENTORY_PATH = "/v1/inventory"
+BARRIER_PATH = "/v1/barrier"
+SPACE_PATH = "/v1/space"
+HEALTH_PATH = "/health"
+
+
+@dataclass(frozen=True, slots=True)
+class ExtentHeader:
+    """What a writer says of an extent: enough to rebuild the file if all metadata is lost."""
+
+    volume: str
+    """The volume's uuid."""
+    inode: int
+    chunk: int
+    mtime_ns: int
+    name: bytes
+    """A hint: the file's name when the extent was written."""
+    sums: bytes
+    """The table of CRC32C, one per 64 KiB block."""
+
+    def pack(self) -> str:
+        packed = msgpack.packb([self.volume, self.inode, self.chunk, self.mtime_ns, self.name, self.sums])
+        return base64.b64encode(packed).decode("ascii")
+
+
+def unpack_extent_header(text: str) -> ExtentHeader:
+    """Raises ValueError."""
+    try:
+        volume, inode, chunk, mtime_ns, name, sums = msgpack.unpackb(base64.b64decode(text, validate=True))
+    except (binascii.Error, msgpack.UnpackException, ValueError, TypeError) as error:
+        raise ValueError(f"{EXTENT_HEADER} is not a packed extent header: {error}") from error
+    header = ExtentHeader(volume, inode, chunk, mtime_ns, name, sums)
+    kinds = (str, int, int, int, bytes, bytes)
+    fields = (volume, inode, chunk, mtime_ns, name, sums)
+    if not all(isinstance(value, kind) for value, kind in zip(fields, kinds, strict=True)):
+        raise ValueError(f"{EXTENT_HEADER} has fields of the wrong type")
+    return header
