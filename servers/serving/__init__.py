@@ -1,0 +1,1 @@
+"""What the naming server and the storage node share to serve HTTP: the fast lane, access, start and stop."""

@@ -1,0 +1,82 @@
+"""What a fast lane is made of: which requests it takes, what its handler gets and gives.
+
+`servers.serving.lane_protocol` serves lanes; the naming server and the storage node define them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from servers.protocol.checksum import Buffer
+
+HEAD_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LaneRequest:
+    method: str
+    path: str
+    """As sent: nothing is percent-decoded."""
+    query: str
+    headers: Mapping[str, str]
+    """Names in lower case; values of a repeated one joined by commas."""
+    body: memoryview
+    """Do not keep it after the reply."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReply:
+    status: int
+    body: Sequence[Buffer] = ()
+    headers: Sequence[tuple[str, str]] = ()
+    content_length: int | None = None
+    """Of a HEAD reply, which has no body to measure."""
+    sent: Callable[[], None] | None = None
+    """Called once when the body has left for the client or the connection is lost: its memory is free again."""
+
+
+Handler = Callable[[LaneRequest], LaneReply | Awaitable[LaneReply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Requests of `method` to `path`: that path alone, or, where it ends in a slash, it and one more segment."""
+
+    method: str
+    path: str
+    handler: Handler
+    body_bytes_max: int = 0
+    start: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", f"{self.method} {self.path}".encode("ascii"))
+
+    def takes(self, data: bytes) -> bool | None:
+        """Whether a request that begins with `data` belongs here; None when too little came to tell."""
+        start = self.start
+        if not data.startswith(start):
+            return None if start.startswith(data) else False
+        if len(data) == len(start):
+            return None
+        if start[-1:] != b"/":
+            return data[len(start)] in b" ?"
+        end = data.find(b" ", len(start))
+        if end < 0:
+            return None if len(data) <= HEAD_BYTES_MAX else False
+        segment = data[len(start) : end].partition(b"?")[0]
+        return segment != b"" and b"/" not in segment
+
+
+def json_reply(status: int, content: object, headers: Sequence[tuple[str, str]] = ()) -> LaneReply:
+    return LaneReply(status, (json.dumps(content).encode(),), (("content-type", "application/json"), *headers))
+
+
+def parse_query(query: str) -> dict[str, str]:
+    """The plain form that lanes take: `a=1&b=2`, nothing percent-encoded."""
+    pairs: dict[str, str] = {}
+    for part in query.split("&") if query else ():
+        name, _, value = part.partition("=")
+        pairs[name] = value
+    return pairs
