@@ -6,9 +6,10 @@ read and answered here; all others go through httptools and the ASGI app as ever
 should offer the lanes' routes too (`lane_route`): requests that a client pipelines behind an
 ASGI request are answered there.
 
-A body that came in one piece with its head is handed on as a view of it. Any other is received
-straight into its own buffer, by a `BufferedProtocol` that takes the connection over meanwhile,
-so a byte is copied once, out of the kernel.
+A small body is handed on as a view of what was read. A big one is received straight into its
+own buffer, by a `BufferedProtocol` that takes the connection over meanwhile, so a byte is
+copied once, out of the kernel; the buffer is used again, because making the kernel zero 8 MiB
+costs as much as receiving them.
 
                  head without          memory          all           handler       written
     IDLE ───────▶ its body ─▶ WAITING ────────▶ BODY ──────▶ HANDLING ──────▶ REPLYING ──▶ IDLE
@@ -32,11 +33,14 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from servers.serving.access import DENIED, Secret
 from servers.serving.lane import HEAD_BYTES_MAX, Lane, LaneReply, LaneRequest, json_reply
-from servers.serving.memory import MemoryBudget
+from servers.serving.memory import BufferPool, MemoryBudget, buffer_bytes
 from servers.serving.request_head import Head, Refusal, parse_head
 
+SMALL_BODY_BYTES_MAX = 64 * 1024
+"""Up to here a body may be put together from what was read; it is not worth a buffer of its own."""
 BODIES_BYTES_MAX = 256 * 1024 * 1024
-"""Of all bodies being received at once; more waits for MEMORY_WAIT_SECONDS, then is a 503."""
+"""Of all big bodies held at once; more waits for MEMORY_WAIT_SECONDS, then is a 503."""
+IDLE_BUFFERS_BYTES_MAX = 64 * 1024 * 1024
 MEMORY_WAIT_SECONDS = 10.0
 STALL_SECONDS = 10.0
 """Without one byte of a request that has begun, or of a reply being written: the connection is cut."""
@@ -55,9 +59,11 @@ def lane_protocol(lanes: Sequence[Lane], secret: Secret, budget: MemoryBudget | 
     """The protocol class for uvicorn's `http=`; all its connections share one memory budget."""
     shared = budget if budget is not None else MemoryBudget(BODIES_BYTES_MAX)
     for lane in lanes:
-        if lane.body_bytes_max > shared.bytes_max:
+        if buffer_bytes(lane.body_bytes_max) > shared.bytes_max:
             raise ValueError(f"a body of {lane.path} may be larger than the memory for all bodies")
-    return type("LaneProtocol", (_LaneProtocol,), {"_lanes": tuple(lanes), "_secret": secret, "_budget": shared})
+    pool = BufferPool(IDLE_BUFFERS_BYTES_MAX)
+    bound = {"_lanes": tuple(lanes), "_secret": secret, "_budget": shared, "_pool": pool}
+    return type("LaneProtocol", (_LaneProtocol,), bound)
 
 
 class _State(enum.Enum):
@@ -82,9 +88,9 @@ _NO_HEAD = Head("", "/", "", {}, False)
 class _BodyReceiver(asyncio.BufferedProtocol):
     """Takes the connection over while a body is received into its buffer."""
 
-    def __init__(self, owner: _LaneProtocol, body: bytearray, received: int) -> None:
+    def __init__(self, owner: _LaneProtocol, body: memoryview, received: int) -> None:
         self._owner = owner
-        self._body = memoryview(body)
+        self._body = body
         self._received = received
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -111,6 +117,7 @@ class _LaneProtocol(HttpToolsProtocol):
     _lanes: tuple[Lane, ...]
     _secret: Secret
     _budget: MemoryBudget
+    _pool: BufferPool
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # As uvicorn has it.
         super().connection_made(transport)
@@ -119,7 +126,9 @@ class _LaneProtocol(HttpToolsProtocol):
         self._asgi_message_open = False
         self._head = _NO_HEAD
         self._lane = _UNDECIDED
-        self._body_taken = 0
+        self._small_body_bytes = 0
+        self._taken_bytes = 0
+        self._buffer: bytearray | None = None
         self._waiter: asyncio.Task[None] | None = None
         self._sent: Callable[[], None] | None = None
         self._unsent_bytes = 0
@@ -134,7 +143,7 @@ class _LaneProtocol(HttpToolsProtocol):
         if self._waiter is not None:
             self._waiter.cancel()
         if before is not _State.HANDLING:
-            self._let_body_go()
+            self._let_body_go(reuse=True)
         self._let_reply_go()
         super().connection_lost(exc)
 
@@ -143,7 +152,11 @@ class _LaneProtocol(HttpToolsProtocol):
         if state is _State.DRAINING:
             return
         self._deadline = self.loop.time() + STALL_SECONDS
-        if state is not _State.IDLE:
+        if state is _State.BODY:
+            self._held += data
+            self._call_if_whole()
+            self._advance()
+        elif state is not _State.IDLE:
             self._held += data
             self.flow.pause_reading()
         elif self._asgi_busy():
@@ -216,25 +229,37 @@ class _LaneProtocol(HttpToolsProtocol):
         head = parse_head(data[:head_bytes])
         if not self._secret.accepts(head.headers.get("authorization", "")):
             raise Refusal(401, DENIED)
-        length = head.content_length
+        length = head.content_length(needed=lane.body_bytes_max > 0)
         if length > lane.body_bytes_max:
             raise Refusal(413, f"a body here has at most {lane.body_bytes_max} bytes, not {length}")
         self._lane, self._head = lane, head
-        if len(data) - head_bytes >= length:
-            self._held = data[head_bytes + length :]
-            self._call(memoryview(data)[head_bytes : head_bytes + length])
-            return
         self._held = data[head_bytes:]
-        if self._budget.try_take(length):
+        if length <= max(SMALL_BODY_BYTES_MAX, len(self._held)):
+            self._state = _State.BODY
+            self._small_body_bytes = length
+            if len(self._held) < length:
+                self._ask_to_continue()
+            self._call_if_whole()
+        elif self._budget.try_take(buffer_bytes(length)):
             self._receive(length)
         else:
             self._state = _State.WAITING
             self.flow.pause_reading()
             self._waiter = self.loop.create_task(self._receive_later(length))
 
+    def _call_if_whole(self) -> None:
+        data, length = self._held, self._small_body_bytes
+        if len(data) >= length:
+            self._held = data[length:]
+            self._call(memoryview(data)[:length])
+
+    def _ask_to_continue(self) -> None:
+        if self._head.headers.get("expect", "").lower() == "100-continue":
+            self.transport.write(_CONTINUE)
+
     async def _receive_later(self, length: int) -> None:
         try:
-            await self._budget.take(length, MEMORY_WAIT_SECONDS)
+            await self._budget.take(buffer_bytes(length), MEMORY_WAIT_SECONDS)
         except TimeoutError:
             self._waiter = None
             self._refuse(503, "too many bodies at once; try again")
@@ -242,20 +267,20 @@ class _LaneProtocol(HttpToolsProtocol):
         self._waiter = None
         self._deadline = self.loop.time() + STALL_SECONDS
         self._receive(length)
+        self._advance()
 
     def _receive(self, length: int) -> None:
         self._state = _State.BODY
-        self._body_taken = length
-        body = bytearray(length)
-        have = len(self._held)
-        # Bytes that came while the request waited for memory may go beyond its body.
-        body[: min(have, length)] = self._held[:length]
-        self._held = self._held[length:]
-        if have >= length:
-            self._call(memoryview(body))
+        self._taken_bytes = buffer_bytes(length)
+        self._buffer = self._pool.get(self._taken_bytes)
+        body = memoryview(self._buffer)[:length]
+        have = min(len(self._held), length)  # While a request waits for memory, more than its body may come.
+        body[:have] = self._held[:have]
+        self._held = self._held[have:]
+        if have == length:
+            self._call(body)
             return
-        if self._head.headers.get("expect", "").lower() == "100-continue":
-            self.transport.write(_CONTINUE)
+        self._ask_to_continue()
         self._hand_over(_BodyReceiver(self, body, have))
         self.flow.resume_reading()
 
@@ -290,6 +315,7 @@ class _LaneProtocol(HttpToolsProtocol):
         try:
             reply = future.result()
         except asyncio.CancelledError:
+            self._let_body_go(reuse=False)  # A thread may still be reading it.
             reply = json_reply(503, {"detail": "the server is stopping"})
         except Exception as error:  # noqa: BLE001  # As above.
             reply = self._failed(error)
@@ -301,7 +327,7 @@ class _LaneProtocol(HttpToolsProtocol):
         return json_reply(500, {"detail": f"internal error: {type(error).__name__}"})
 
     def _reply(self, reply: LaneReply) -> None:
-        self._let_body_go()
+        self._let_body_go(reuse=True)
         self._sent = reply.sent
         if self._state is _State.CLOSED or self.transport.is_closing():
             self._let_reply_go()
@@ -352,10 +378,13 @@ class _LaneProtocol(HttpToolsProtocol):
         self.transport.write_eof()
         self.flow.resume_reading()
 
-    def _let_body_go(self) -> None:
-        taken, self._body_taken = self._body_taken, 0
+    def _let_body_go(self, reuse: bool) -> None:
+        taken, self._taken_bytes = self._taken_bytes, 0
+        buffer, self._buffer = self._buffer, None
         if taken:
             self._budget.give(taken)
+        if buffer is not None and reuse:
+            self._pool.put(buffer)
 
     def _let_reply_go(self) -> None:
         sent, self._sent = self._sent, None

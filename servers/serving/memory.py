@@ -1,4 +1,4 @@
-"""A bound on the bytes that big bodies and replies may hold at once in one server.
+"""The memory of big bodies and replies: a bound on what one server holds at once, and buffers used again.
 
 Taken before a buffer is made, given back when it is let go. First come, first served: a big
 taker is not overtaken for ever by small ones. Event loop only; nothing here awaits while it
@@ -60,3 +60,30 @@ class MemoryBudget:
             self._waiting.popleft()
             self._free -= size
             turn.set_result(None)
+
+
+def buffer_bytes(length: int) -> int:
+    """The size of the buffer for a body of this length: the next power of two, so that few sizes serve all."""
+    return 1 << (length - 1).bit_length() if length else 0
+
+
+class BufferPool:
+    """Buffers to use again. Whoever puts one back does not look at it any more."""
+
+    def __init__(self, idle_bytes_max: int) -> None:
+        self._idle_bytes_max = idle_bytes_max
+        self._idle_bytes = 0
+        self._idle: dict[int, list[bytearray]] = {}
+
+    def get(self, size: int) -> bytearray:
+        """`size` bytes of anything; sizes that `buffer_bytes` gives are found again."""
+        buffers = self._idle.get(size)
+        if not buffers:
+            return bytearray(size)
+        self._idle_bytes -= size
+        return buffers.pop()
+
+    def put(self, buffer: bytearray) -> None:
+        if self._idle_bytes + len(buffer) <= self._idle_bytes_max:
+            self._idle_bytes += len(buffer)
+            self._idle.setdefault(len(buffer), []).append(buffer)

@@ -29,14 +29,13 @@ class Head:
     headers: Mapping[str, str]
     keep_alive: bool
 
-    @property
-    def content_length(self) -> int:
-        """Raises Refusal."""
+    def content_length(self, needed: bool) -> int:
+        """Raises Refusal; a PUT or POST without a length is refused when one is needed, and empty otherwise."""
         if "transfer-encoding" in self.headers:
             raise Refusal(411, "send a Content-Length; no Transfer-Encoding is taken here")
         text = self.headers.get("content-length")
         if text is None:
-            if self.method in ("PUT", "POST"):
+            if needed and self.method in ("PUT", "POST"):
                 raise Refusal(411, "a Content-Length is needed")
             return 0
         if not (text.isascii() and text.isdigit() and len(text) <= 18):
