@@ -1,0 +1,195 @@
+"""Extents, stored and fetched whatever single nodes do.
+
+Called by the file writer and, through the block cache, by the file reader. Knows extents and
+nodes; knows neither files nor what has been committed. Every byte that it hands out was
+checked against the sums that the writer computed.
+
+Runs in the mount's one trio loop; any number of calls may be under way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from fusefs.chunks.fetching import Fetching, ReportDamage
+from fusefs.chunks.limits import Limits
+from fusefs.chunks.replicas import Replicas
+from fusefs.chunks.storing import Storing
+from servers.client.storage import StorageClient
+from servers.protocol.checksum import BlockSums, Buffer
+from servers.protocol.errors import DcsError
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+from servers.protocol.limits import BLOCK_BYTES, MIB
+from servers.protocol.storage_api import ExtentHeader
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExtent:
+    extent: ExtentId
+    length: int
+    nodes: tuple[NodeNumber, ...]
+    """Exactly those that acknowledged it."""
+    synced: bool
+    """Whether it is on stable storage there; if not, a barrier brings it."""
+
+
+class ExtentClient:
+    def __init__(
+        self,
+        storage: StorageClient,
+        replicas: Replicas,
+        *,
+        new_id: Callable[[], ExtentId],
+        volume: str,
+        report_damage: ReportDamage,
+        limits: Limits | None = None,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._storage = storage
+        self._replicas = replicas
+        self._new_id = new_id
+        self._volume = volume
+        self._report_damage = report_damage
+        self._limits = limits or Limits()
+        self._chance = chance or random.Random()
+        self._stored = self._stored_bytes = self._stored_short = self._store_failures = 0
+        self._fetched = self._fetched_bytes = self._hedged = self._bad_replicas = self._fetch_failures = 0
+
+    async def store(
+        self,
+        pieces: Sequence[Buffer],
+        *,
+        inode: InodeNumber,
+        chunk: int,
+        name: bytes,
+        mtime_ns: int,
+        replicas: int,
+        sync: bool,
+    ) -> StoredExtent:
+        """The pieces, laid end to end, as a new extent on `replicas` nodes, or on as many as can be had but
+        at least `Limits.min_write_replicas` of them. The pieces must not change meanwhile.
+
+        Raises NodeFull when the nodes have no room, Unavailable when too few took it in time.
+        """
+        end_at = trio.current_time() + self._limits.write_deadline_seconds
+        header = ExtentHeader(self._volume, inode, chunk, mtime_ns, name, await _sums(pieces))
+        storing = Storing(
+            self._storage, self._replicas, self._limits, self._chance, self._new_id(), pieces, sum(map(len, pieces)),
+            header, replicas, sync, end_at,
+        )  # fmt: skip
+        try:
+            nodes = await storing.run()
+        except DcsError:
+            self._store_failures += 1
+            raise
+        self._stored += 1
+        self._stored_bytes += storing.length
+        self._stored_short += len(nodes) < replicas
+        return StoredExtent(storing.extent, storing.length, nodes, sync)
+
+    async def fetch(
+        self,
+        extent: ExtentId,
+        nodes: Sequence[NodeNumber],
+        start: int,
+        end: int,
+        *,
+        until: int | None = None,
+        deadline_seconds: float | None = None,
+    ) -> memoryview:
+        """Bytes [start, end) of the extent; with `until`, on to there or to the extent's end if that comes first.
+
+        Raises ExtentDamaged when every one of the nodes answered and none has the bytes as they were
+        written, Unavailable when none of them could be reached in time.
+        """
+        first = start - start % BLOCK_BYTES
+        length = -(-max(end, until or 0) // BLOCK_BYTES) * BLOCK_BYTES - first
+        seconds = self._limits.read_deadline_seconds if deadline_seconds is None else deadline_seconds
+        fetching = Fetching(
+            self._storage, self._replicas, self._limits, self._report_damage, extent, nodes, first, length, end - first,
+            trio.current_time() + seconds,
+        )  # fmt: skip
+        try:
+            view = await fetching.run()
+        except DcsError:
+            self._fetch_failures += 1
+            raise
+        finally:
+            self._hedged += fetching.hedged
+            self._bad_replicas += len(fetching.bad)
+        self._fetched += 1
+        self._fetched_bytes += len(view)
+        return view[start - first : (end if until is None else max(end, until)) - first]
+
+    async def barrier(
+        self, nodes: Collection[NodeNumber], *, enough: Callable[[set[NodeNumber]], bool] = lambda confirmed: False
+    ) -> set[NodeNumber]:
+        """Those of the nodes that have all they took before this call on stable storage.
+
+        Waits for all of them until the deadline; once `enough` says of those that confirmed that they
+        are, the others get a straggler's time, and none if they were in trouble already.
+        """
+        confirmed: set[NodeNumber] = set()
+        waiting = set(nodes)
+        async with trio.open_nursery() as nursery:
+
+            async def ask(number: NodeNumber) -> None:
+                if await self._confirms(number):
+                    confirmed.add(number)
+                waiting.discard(number)
+                if enough(confirmed):
+                    now = trio.current_time()
+                    trusted = any(self._replicas.is_trusted(other, now) for other in waiting)
+                    seconds = self._limits.straggler_seconds if trusted else 0.0
+                    nursery.cancel_scope.deadline = min(nursery.cancel_scope.deadline, now + seconds)
+
+            for number in waiting:
+                nursery.start_soon(ask, number)
+        for number in waiting:
+            self._replicas.failed(number, trio.current_time())
+        return confirmed
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "stored": self._stored,
+            "stored_bytes": self._stored_bytes,
+            "stored_with_fewer_replicas": self._stored_short,
+            "store_failures": self._store_failures,
+            "fetched": self._fetched,
+            "fetched_bytes": self._fetched_bytes,
+            "fetch_failures": self._fetch_failures,
+            "hedged": self._hedged,
+            "bad_replicas": self._bad_replicas,
+            **self._replicas.statistics(trio.current_time()),
+        }
+
+    async def _confirms(self, number: NodeNumber) -> bool:
+        node = self._replicas.node(number)
+        if node is None:
+            return False
+        try:
+            await self._storage.barrier(node.address, deadline_seconds=self._limits.write_deadline_seconds)
+        except DcsError:
+            self._replicas.failed(number, trio.current_time())
+            return False
+        return True
+
+
+async def _sums(pieces: Sequence[Buffer]) -> bytes:
+    """The table of sums. Others get a turn after every MiB."""
+    sums = BlockSums()
+    since_turn = 0
+    for piece in pieces:
+        view = memoryview(piece)
+        for at in range(0, len(view), MIB):
+            part = view[at : at + MIB]
+            sums.update(part)
+            since_turn += len(part)
+            if since_turn >= MIB:
+                since_turn = 0
+                await trio.lowlevel.checkpoint()
+    return sums.table()

@@ -1,0 +1,26 @@
+"""How long, how often and how few: the terms on which extents are stored and fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PAUSE_SECONDS_FIRST = 0.1
+PAUSE_SECONDS_MAX = 1.0
+"""Between two rounds over the nodes; each pause is twice the one before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    min_write_replicas: int = 2
+    """So many acknowledgements make a store a success; repair brings the rest."""
+    write_deadline_seconds: float = 30.0
+    read_deadline_seconds: float = 15.0
+    first_byte_seconds: float = 2.0
+    """A node that is asked for bytes answers within this."""
+    hedge_seconds: float = 0.5
+    """After this the next replica is asked as well."""
+    straggler_seconds: float = 2.0
+    """A node that needs so much longer than the first one hangs, as far as a store is concerned."""
+    silence_seconds: float = 10.0
+    """A node that is sent bytes takes some, or answers, within this. Longer than a straggler
+    gets: where all are slow, a busy disk is likelier than that all of them hang."""

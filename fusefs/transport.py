@@ -1,0 +1,345 @@
+"""HTTP/1.1 over plain sockets: the little of it that the mount needs, at the least CPU.
+
+Plugged under `servers.client` by the mount. Knows requests and answers, not what they mean;
+decides nothing but one thing: a request that fails on a kept connection before any byte of
+an answer is sent again on a new one. Every request of ours may be sent twice.
+
+    idle connection ──take──▶ send ──▶ answer's head ──▶ body ──▶ idle again
+                               │            │             │
+                               └────────────┴─────────────┴──▶ closed: error, time over, cancelled
+
+One trio task uses a connection at a time. A request has one cancel scope, whose deadline
+moves from step to step: a peer that makes no progress is noticed in `first_byte_seconds`
+while sending and waiting, in SLOW_SECONDS while receiving.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+
+import trio
+from trio.lowlevel import wait_readable, wait_writable
+
+from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
+from servers.protocol.checksum import Buffer
+from servers.protocol.errors import AccessDenied, TryAgain
+from servers.protocol.limits import KIB, MIB
+
+CONNECTIONS_PER_ADDRESS_MAX = 16
+IDLE_SECONDS_MAX = 30.0
+"""A connection that was idle for longer is closed when another one becomes idle."""
+HEAD_BYTES_MAX = 64 * KIB
+BODY_BYTES_MAX = 80 * MIB
+"""The largest extent and some room for what the naming server may answer to a batch."""
+SLOW_SECONDS = 2.0
+SLOW_BYTES = 32 * KIB
+"""A body must go on by this much, or end, every SLOW_SECONDS."""
+FIRST_READ_BYTES = 64 * KIB
+IOV_MAX = 1024
+"""Pieces in one sendmsg(2); limits.h."""
+
+
+class TrioTransport:
+    """A `servers.client.http.Transport` for the mount daemon."""
+
+    def __init__(self, secret: str, *, connections_max: int = CONNECTIONS_PER_ADDRESS_MAX) -> None:
+        self._authorization = f"authorization: Bearer {secret}\r\n"
+        self._connections_max = connections_max
+        self._pools: dict[str, _Pool] = {}
+        self._closed = False
+        self._requests = self._connects = self._sent_again = 0
+
+    async def request(
+        self,
+        address: str,
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Sequence[Buffer] = (),
+        first_byte_seconds: float = FIRST_BYTE_SECONDS,
+        deadline_seconds: float = 30.0,
+    ) -> Answer:
+        self._requests += 1
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
+        head = (
+            f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{self._authorization}"
+            f"content-length: {sum(map(len, body))}\r\n{more}\r\n"
+        ).encode("latin-1")
+        end = trio.current_time() + deadline_seconds
+        with trio.CancelScope(deadline=end) as scope:
+            timer = _Timer(scope, end)
+            try:
+                answer = await self._exchange(address, method, [head, *body], timer, first_byte_seconds)
+            except OSError as error:
+                raise TryAgain(f"{address}: {timer.step}: {error}") from error
+        if scope.cancelled_caught:
+            raise TryAgain(f"{address}: {timer.step}: timed out")
+        if answer.status == 401:
+            raise AccessDenied(f"{address} does not accept this cluster's secret")
+        return answer
+
+    async def close(self) -> None:
+        """Idle connections are closed; those in use will be when their request ends."""
+        self._closed = True
+        for pool in self._pools.values():
+            while pool.idle:
+                pool.idle.pop().sock.close()
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "requests": self._requests,
+            "connects": self._connects,
+            "sent_again": self._sent_again,
+            "idle_connections": sum(len(pool.idle) for pool in self._pools.values()),
+        }
+
+    async def _exchange(
+        self, address: str, method: str, request: Sequence[Buffer], timer: _Timer, first_byte_seconds: float
+    ) -> Answer:
+        pool = self._pools.get(address)
+        if pool is None:
+            pool = self._pools[address] = _Pool(self._connections_max)
+        await pool.enter()
+        try:
+            connection = pool.take()
+            if connection is not None:
+                try:
+                    return await self._on(connection, pool, method, request, timer, first_byte_seconds)
+                except OSError:
+                    if connection.answered:
+                        raise
+                self._sent_again += 1
+            timer.allow(CONNECT_SECONDS, "connecting")
+            self._connects += 1
+            connection = _Connection(await _connect(address))
+            return await self._on(connection, pool, method, request, timer, first_byte_seconds)
+        finally:
+            pool.leave()
+
+    async def _on(
+        self,
+        connection: _Connection,
+        pool: _Pool,
+        method: str,
+        request: Sequence[Buffer],
+        timer: _Timer,
+        first_byte_seconds: float,
+    ) -> Answer:
+        """The request's answer. The connection is idle in the pool afterwards, or closed."""
+        reusable = False
+        try:
+            timer.allow(first_byte_seconds, "sending the request")
+            whole = await connection.send(request, timer, first_byte_seconds)
+            timer.allow(first_byte_seconds, "waiting for the answer")
+            answer, reusable = await connection.receive(method, timer)
+            reusable = reusable and whole and not self._closed
+            return answer
+        finally:
+            if reusable:
+                pool.put_back(connection)
+            else:
+                connection.sock.close()
+
+
+class _Timer:
+    """The one cancel scope of a request, and the step that it now limits."""
+
+    __slots__ = ("_end", "_scope", "step")
+
+    def __init__(self, scope: trio.CancelScope, end: float) -> None:
+        self._scope = scope
+        self._end = end
+        self.step = "waiting for a free connection"
+
+    def allow(self, seconds: float, step: str) -> None:
+        """The step may take this long, within the request's own deadline."""
+        self.step = step
+        self._scope.deadline = min(self._end, trio.current_time() + seconds)
+
+
+class _Pool:
+    """The connections of one address: a bounded number, the one used last taken first."""
+
+    __slots__ = ("_places", "idle")
+
+    def __init__(self, connections_max: int) -> None:
+        self._places = trio.Semaphore(connections_max, max_value=connections_max)
+        self.idle: deque[_Connection] = deque()
+
+    async def enter(self) -> None:
+        try:
+            self._places.acquire_nowait()
+        except trio.WouldBlock:
+            await self._places.acquire()
+
+    def leave(self) -> None:
+        self._places.release()
+
+    def take(self) -> _Connection | None:
+        """An idle connection that the other side has not closed."""
+        while self.idle:
+            connection = self.idle.pop()
+            if connection.is_quiet():
+                connection.answered = False
+                return connection
+            connection.sock.close()
+        return None
+
+    def put_back(self, connection: _Connection) -> None:
+        connection.idle_since = now = trio.current_time()
+        while self.idle and self.idle[0].idle_since < now - IDLE_SECONDS_MAX:
+            self.idle.popleft().sock.close()
+        self.idle.append(connection)
+
+
+class _Connection:
+    __slots__ = ("answered", "idle_since", "sock")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.answered = False
+        """Whether a byte of the present request's answer has come."""
+        self.idle_since = 0.0
+
+    def is_quiet(self) -> bool:
+        """Nothing to read: neither an end nor an answer to something that nobody asked."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    async def send(self, request: Sequence[Buffer], timer: _Timer, progress_seconds: float) -> bool:
+        """Whether all of it was taken.
+
+        A server that refuses a body may answer and close before it has read it all; the answer
+        says more than the broken pipe, so that is left for `receive` to find out.
+        """
+        pieces = [memoryview(piece) for piece in request]
+        at = 0
+        mark = SLOW_BYTES
+        done = 0
+        try:
+            while True:
+                try:
+                    sent = self.sock.sendmsg(pieces[at : at + IOV_MAX])
+                except BlockingIOError:
+                    sent = 0
+                done += sent
+                while at < len(pieces) and sent >= len(pieces[at]):
+                    sent -= len(pieces[at])
+                    at += 1
+                if at == len(pieces):
+                    return True
+                if sent:
+                    pieces[at] = pieces[at][sent:]
+                if done >= mark:
+                    mark = done + SLOW_BYTES
+                    timer.allow(progress_seconds, "sending the request")
+                await wait_writable(self.sock)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+
+    async def receive(self, method: str, timer: _Timer) -> tuple[Answer, bool]:
+        """The answer, and whether the connection can be used again."""
+        data = b""
+        while (cut := data.find(b"\r\n\r\n")) < 0:
+            await wait_readable(self.sock)
+            try:
+                more = self.sock.recv(FIRST_READ_BYTES)
+            except BlockingIOError:
+                continue
+            if not more:
+                raise ConnectionError("connection closed within the answer's head" if data else "connection closed")
+            self.answered = True
+            data = data + more if data else more
+            if len(data) > HEAD_BYTES_MAX and b"\r\n\r\n" not in data:
+                raise ConnectionError("the answer's head is too long")
+        status, headers, keep = _parse_head(data[:cut])
+        length = _body_length(method, status, headers)
+        body: Buffer = data[cut + 4 :]
+        if len(body) < length:
+            body = await self._rest(data, cut + 4, length, timer)
+        elif len(body) > length:
+            body, keep = body[:length], False
+        return Answer(status, headers, body), keep
+
+    async def _rest(self, data: bytes, start: int, length: int, timer: _Timer) -> bytearray:
+        """The body of this length, of which data[start:] has come already."""
+        body = bytearray(length)
+        view = memoryview(body)
+        at = len(data) - start
+        view[:at] = memoryview(data)[start:]
+        mark = at
+        while at < length:
+            if at >= mark:
+                mark = min(at + SLOW_BYTES, length)
+                timer.allow(SLOW_SECONDS, "receiving the answer")
+            # Waits also when there is more to read already: a fast sender must not keep the loop to itself.
+            await wait_readable(self.sock)
+            try:
+                got = self.sock.recv_into(view[at:])
+            except BlockingIOError:
+                continue
+            if not got:
+                raise ConnectionError(f"connection closed after {at} of {length} bytes")
+            at += got
+        return body
+
+
+def _parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
+    """Status, headers, and whether the server keeps the connection. Raises ConnectionError."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = first.partition(" ")
+    if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
+        raise ConnectionError(f"not an HTTP answer: {first[:40]!r}")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    return int(rest[:3]), headers, version != "HTTP/1.0" and headers.get("connection", "").lower() != "close"
+
+
+def _body_length(method: str, status: int, headers: Mapping[str, str]) -> int:
+    """Raises ConnectionError for a body whose length is not told: no server of ours sends one."""
+    if method == "HEAD" or status in (204, 304):
+        return 0
+    text = headers.get("content-length", "")
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
+        raise ConnectionError(f"the answer ({status}) does not tell its length")
+    if int(text) > BODY_BYTES_MAX:
+        raise ConnectionError(f"the answer has {text} bytes; at most {BODY_BYTES_MAX} are taken")
+    return int(text)
+
+
+async def _connect(address: str) -> socket.socket:
+    """A connected socket; the addresses of a name are tried one after another. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    for index, (family, kind, protocol, _, endpoint) in enumerate(found):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                sock.connect(endpoint)
+            except BlockingIOError:
+                await wait_writable(sock)
+                number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if number:
+                    raise OSError(number, f"cannot connect to {endpoint[0]}") from None
+        except OSError:
+            sock.close()
+            if index == len(found) - 1:
+                raise
+        except BaseException:  # Cancelled: whatever ends the attempt must not leave the socket behind.
+            sock.close()
+            raise
+        else:
+            return sock
+    raise OSError(f"{host} has no address")
