@@ -14,8 +14,15 @@ from servers.protocol.checksum import Buffer, first_damaged_block
 from servers.protocol.errors import ExtentDamaged, ExtentMissing, NodeFailed, NodeFull
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.storage_api import (
-    BARRIER_PATH, CHECK_PATH, DELETE_PATH, EXTENT_HEADER, EXTENTS_PATH, INVENTORY_PATH, LENGTH_HEADER,
-    SUMS_HEADER, ExtentHeader,
+    BARRIER_PATH,
+    CHECK_PATH,
+    DELETE_PATH,
+    EXTENT_HEADER,
+    EXTENTS_PATH,
+    INVENTORY_PATH,
+    LENGTH_HEADER,
+    SUMS_HEADER,
+    ExtentHeader,
 )  # fmt: skip
 
 CONTROL_SECONDS = 10.0
@@ -65,16 +72,21 @@ class StorageClient:
         first_byte_seconds: float,
     ) -> memoryview:
         """Bytes [start, start + length) of the extent, or up to its end, checked; both are multiples of
-        64 KiB, because that is what one sum covers. Raises ExtentDamaged, ExtentMissing."""
+        64 KiB, because that is what one sum covers. Raises ExtentDamaged, also when it ends before `start`,
+        and ExtentMissing."""
+        part = {"range": f"bytes={start}-{start + length - 1}"}
         answer = await self._transport.request(
-            address, "GET", EXTENTS_PATH + extent_text(extent), headers={"range": f"bytes={start}-{start + length - 1}"},
+            address, "GET", EXTENTS_PATH + extent_text(extent), headers=part,
             deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
         )  # fmt: skip
         if answer.status not in (200, 206):
             raise _failure(address, extent, answer)
-        want = min(length, int(answer.headers.get(LENGTH_HEADER, "0")) - start)
-        if len(answer.body) != want:
-            raise ExtentDamaged(f"{extent_text(extent)} on {address}: {len(answer.body)} bytes instead of {want}")
+        whole = answer.headers.get(LENGTH_HEADER, "")
+        want = min(length, int(whole) - start) if whole.isdecimal() else -1
+        came_from = answer.headers.get("content-range", f"bytes {start}-").partition("-")[0]
+        if len(answer.body) != want or came_from != f"bytes {start}":
+            got = f"{len(answer.body)} bytes ({came_from})"
+            raise ExtentDamaged(f"{extent_text(extent)} on {address}: {got} instead of {want} at {start}")
         try:
             table = base64.b64decode(answer.headers.get(SUMS_HEADER, ""), validate=True)
         except binascii.Error:
@@ -131,7 +143,7 @@ def _failure(address: str, extent: ExtentId | None, answer: Answer) -> Exception
         return ExtentMissing(f"{what}: not there")
     if answer.status == 507:
         return NodeFull(f"{what}: no room")
-    if answer.status == 500 and extent is not None:
+    if answer.status in (416, 500) and extent is not None:
         return ExtentDamaged(f"{what}: {_detail(answer)}")
     return NodeFailed(f"{what}: {answer.status} {_detail(answer)}")
 
