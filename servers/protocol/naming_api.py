@@ -15,7 +15,7 @@ file below `servers/naming/lua/`.
 from __future__ import annotations
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,7 +134,13 @@ class Operation:
 
 
 def operation(verb: str, n: int, /, **arguments: Any) -> Operation:  # Any: msgpack takes what msgpack takes
-    return Operation(verb, n, msgpack.packb(arguments))
+    return Operation(verb, n, pack_arguments(arguments))
+
+
+def pack_arguments(arguments: Mapping[str, Any]) -> bytes:
+    """For a function in Redis, whose msgpack is older than the type for bytes: they go as strings."""
+    packed: bytes = msgpack.packb(arguments, use_bin_type=False)
+    return packed
 
 
 def pack_batch(session: SessionNumber, operations: Sequence[Operation]) -> bytes:

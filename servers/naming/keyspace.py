@@ -1,0 +1,45 @@
+"""The keys of a volume in Redis.
+
+All begin with `dcs:{VOLUME}`; the braces put them into one Redis Cluster slot. Only the function
+library (`lua/`) writes them, except for `volume`, which `redis_store` makes once.
+
+    key after the prefix    type    value                                   invariant
+    :volume                 hash    uuid, chunk_size, replicas, seq,        seq only grows; safe is there only
+                                    next_ino, next_session, next_node,      in SAFE mode; numbers are never
+                                    files, directories, extents, bytes,     used again
+                                    lease_ms, orphan_grace_ms,
+                                    condemned_grace_ms, safe
+    :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
+    :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
+    :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
+                                                                            and stays with its name
+    :m:INO                  hash    chunk index -> flat array of segments   sorted, no overlap; see lua/chunks.lua
+    :t:SEQ                  hash    a map put aside by a truncation         in :purge
+    :a:INO                  hash    extended attribute -> value             the inode counts them
+    :o:INO                  set     sessions that have it open              the mirror of :so:
+    :x:SESSION              hash    extent counter -> {ino, chunk, ...}     exactly the extents that a map shows,
+                                                                            with every chunk that shows them
+    :sessions               zset    session by end of lease, ms
+    :s:SESSION              hash    host, what, opened_s
+    :so:SESSION             set     inodes it has open
+    :op:SESSION             hash    n -> reply, top                         the last 1,024 mutations
+    :orphans                zset    inode without a name, by due ms         nlink is 0, or it is a stub
+    :purge                  zset    m:INO or t:SEQ to let go                their inode is gone, or cut to nothing
+    :condemned              zset    extent by due ms                        no map shows it
+    :condemned_nodes        hash    extent -> nodes that still have it      the same extents as :condemned
+    :thin                   set     extents with too few replicas
+    :damaged                hash    extent + node -> {s, why}
+    :nodes                  hash    node number -> record                   numbers are never used again
+    :node_numbers           hash    node uuid -> number
+    :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order
+    :leader                 string  who runs the background jobs            expires by itself
+"""
+
+from __future__ import annotations
+
+
+def prefix(volume: str) -> str:
+    """The first part of every key. Raises ValueError for a name that would break the hash tag."""
+    if not volume.isascii() or not volume.replace("-", "").replace("_", "").isalnum():
+        raise ValueError(f"VOLUME={volume!r}: a volume's name is made of letters, digits, - and _")
+    return f"dcs:{{{volume}}}"

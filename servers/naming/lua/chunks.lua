@@ -1,0 +1,166 @@
+-- Chunk maps: laying new segments over old ones, cutting, and letting extents go.
+
+-- The parts of `old` that `new` leaves visible, and `new`: one sorted list without overlap.
+-- Both lists are sorted and without overlap.
+local function lay_over(old, new)
+  local out, size, j = {}, 0, 1
+  local function emit(offset, extent, within, length, nodes)
+    local last = size - 4
+    if size > 0 and out[last + 1] == extent and out[last] + out[last + 3] == offset
+        and out[last + 2] + out[last + 3] == within then
+      out[last + 3] = out[last + 3] + length
+      return
+    end
+    out[size + 1], out[size + 2], out[size + 3], out[size + 4], out[size + 5] = offset, extent, within, length, nodes
+    size = size + 5
+  end
+  local function emit_new_before(offset)
+    while j <= #new and new[j] < offset do
+      emit(new[j], new[j + 1], new[j + 2], new[j + 3], new[j + 4])
+      j = j + 5
+    end
+  end
+  local covered = 0 -- everything below is covered by what was emitted of `new`
+  for i = 1, #old, 5 do
+    local start, stop = old[i], old[i] + old[i + 3]
+    emit_new_before(start)
+    if j > 1 then covered = new[j - 5] + new[j - 2] end
+    local at = max(start, covered)
+    while at < stop do
+      local upto = (j <= #new and new[j] < stop) and new[j] or stop
+      if upto > at then
+        emit(at, old[i + 1], old[i + 2] + at - start, upto - at, old[i + 4])
+      end
+      if upto == stop then break end
+      emit(new[j], new[j + 1], new[j + 2], new[j + 3], new[j + 4])
+      at = new[j] + new[j + 3]
+      j = j + 5
+    end
+  end
+  emit_new_before(math.huge)
+  return out
+end
+
+-- The segments that lie below `limit` bytes of the chunk.
+local function cut_at(segments, limit)
+  local out = {}
+  for i = 1, #segments, 5 do
+    local length = min(segments[i + 3], limit - segments[i])
+    if length > 0 then
+      local n = #out
+      out[n + 1], out[n + 2], out[n + 3], out[n + 4], out[n + 5] =
+        segments[i], segments[i + 1], segments[i + 2], length, segments[i + 4]
+    end
+  end
+  return out
+end
+
+local function covered_bytes(segments)
+  local sum = 0
+  for i = 4, #segments, 5 do sum = sum + segments[i] end
+  return sum
+end
+
+function Call:owner_key(extent)
+  local session, counter = struct.unpack('>I8I8', extent)
+  return self:key('x', session), string.format('%d', counter)
+end
+
+-- The extent's bytes are not needed any more: after the grace, the nodes are told to delete it.
+function Call:condemn(extent, nodes)
+  self.condemn_due = self.condemn_due or (self.ms + self:setting('condemned_grace_ms'))
+  call('ZADD', self.K .. ':condemned', self.condemn_due, extent)
+  call('HSET', self.K .. ':condemned_nodes', extent, nodes)
+end
+
+-- Chunk `index` does not show the extent any more; when no chunk does, it is condemned.
+function Call:unreference(extent, index, nodes)
+  local key, field = self:owner_key(extent)
+  local blob = call('HGET', key, field)
+  if not blob then return end
+  local owner, left = unpack_value(blob), nil
+  for i = 2, #owner do
+    if owner[i] ~= index then
+      left = left or { owner[1] }
+      left[#left + 1] = owner[i]
+    end
+  end
+  if left then
+    call('HSET', key, field, pack(left))
+    return
+  end
+  call('HDEL', key, field)
+  call('HINCRBY', self.K .. ':volume', 'extents', -1)
+  call('SREM', self.K .. ':thin', extent)
+  self:condemn(extent, nodes)
+end
+
+function Call:unreference_all(segments, index, except)
+  local seen = except or {}
+  for i = 2, #segments, 5 do
+    local extent = segments[i]
+    if not seen[extent] then
+      seen[extent] = true
+      self:unreference(extent, index, segments[i + 3])
+    end
+  end
+end
+
+local function extents_of(segments)
+  local set = {}
+  for i = 2, #segments, 5 do set[segments[i]] = true end
+  return set
+end
+
+-- Replaces what chunk `index` shows. Returns by how many bytes the stored size changed.
+function Call:set_chunk(ino, index, old, new)
+  local key, field = self:key('m', ino), string.format('%d', index)
+  if #new == 0 then call('HDEL', key, field) else call('HSET', key, field, pack(new)) end
+  self:unreference_all(old, index, extents_of(new))
+  return covered_bytes(new) - covered_bytes(old)
+end
+
+function Call:chunk(ino, index)
+  local blob = call('HGET', self:key('m', ino), string.format('%d', index))
+  return blob and unpack_value(blob) or {}
+end
+
+-- Cuts the file to `size` bytes: at once, or a step of it when it has very many chunks.
+-- Returns the size reached: the one asked for, or a larger one that asks for another call.
+local CUT_STEP = 65536
+function Call:cut_file(ino, inode, size)
+  local chunk, key = inode[CHUNK], self:key('m', ino)
+  local count = call('HLEN', key)
+  if count == 0 then
+    return size
+  end
+  if size == 0 and count > LIMIT.chunks then -- the whole map goes aside, and is let go in steps
+    local aside = string.format('t:%d', self:next_seq())
+    call('RENAME', key, self.K .. ':' .. aside)
+    call('ZADD', self.K .. ':purge', self.ms, aside)
+    call('HINCRBY', self.K .. ':volume', 'bytes', -inode[STORED])
+    inode[STORED] = 0
+    return 0
+  end
+  local keep, last = floor(size / chunk), floor((inode[SIZE] - 1) / chunk)
+  local indexes, reached = {}, size
+  if count <= CUT_STEP then
+    for _, field in ipairs(call('HKEYS', key)) do
+      if tonumber(field) >= keep then indexes[#indexes + 1] = tonumber(field) end
+    end
+  else
+    local first = max(keep, last - CUT_STEP + 1)
+    for index = first, last do indexes[#indexes + 1] = index end
+    reached = max(size, first * chunk)
+  end
+  local change = 0
+  for _, index in ipairs(indexes) do
+    local old = self:chunk(ino, index)
+    if #old > 0 then
+      change = change + self:set_chunk(ino, index, old, cut_at(old, max(0, reached - index * chunk)))
+    end
+  end
+  inode[STORED] = inode[STORED] + change
+  if change ~= 0 then call('HINCRBY', self.K .. ':volume', 'bytes', change) end
+  return reached
+end

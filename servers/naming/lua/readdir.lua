@@ -1,0 +1,34 @@
+-- readdir {ino, after, count} -> at the end (1 or 0), name, cookie, ino, attributes, name, ...
+-- Entries in the order of their cookies, from the first above `after`. An entry keeps its cookie
+-- as long as it is there, so a scan meets it once.
+read('readdir', function(c, a)
+  local inode = c:inode(a.ino)
+  if not inode then return { ESTALE } end
+  if not is(inode[MODE], S_IFDIR) then return { ENOTDIR } end
+  local count = min(a.count, LIMIT.names)
+  local rows = call('ZRANGEBYSCORE', c:key('n', a.ino), string.format('(%d', a.after), '+inf',
+    'WITHSCORES', 'LIMIT', 0, count)
+  local reply = { 0, #rows < 2 * count and 1 or 0 }
+  if #rows == 0 then return reply end
+  local names = {}
+  for i = 1, #rows, 2 do names[#names + 1] = rows[i] end
+  local entries, keys, inos = call('HMGET', c:key('d', a.ino), unpack(names)), {}, {}
+  for i = 1, #names do
+    inos[i] = unpack_value(entries[i])[1]
+    keys[i] = c:key('i', inos[i])
+  end
+  local attributes, at = call('MGET', unpack(keys)), 2
+  for i = 1, #names do
+    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = names[i], tonumber(rows[2 * i]), inos[i], attributes[i]
+    at = at + 4
+  end
+  return reply
+end)
+
+-- readlink {ino} -> target
+read('readlink', function(c, a)
+  local inode = c:inode(a.ino)
+  if not inode then return { ESTALE } end
+  if not is(inode[MODE], S_IFLNK) then return { EINVAL } end
+  return { 0, inode[TARGET] }
+end)

@@ -1,0 +1,41 @@
+"""The function library that is the file system's rules, as one text to load into Redis.
+
+Each file below `lua/` holds a subject; `common.lua` and `chunks.lua` come first. The library's
+version is the hash of its text, and part of every function's name: naming servers of two
+versions work beside each other on one Redis, each with its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from servers.protocol import limits
+
+_FIRST = ("common.lua", "chunks.lua", "open.lua")
+
+
+@dataclass(frozen=True)
+class Library:
+    version: str
+    text: str
+
+    @property
+    def name(self) -> str:
+        return f"dcs_{self.version}"
+
+    def function(self, verb: str) -> bytes:
+        return f"{verb}_{self.version}".encode()
+
+
+@cache
+def library() -> Library:
+    folder = files("servers.naming") / "lua"
+    rest = sorted(f.name for f in folder.iterdir() if f.name.endswith(".lua") and f.name not in _FIRST)
+    text = "\n".join((folder / name).read_text(encoding="utf-8") for name in (*_FIRST, *rest))
+    text = re.sub(r"@([A-Z_]+_MAX|OP_WINDOW)@", lambda m: str(getattr(limits, m[1])), text)
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Library(version, f"#!lua name=dcs_{version}\n" + text.replace("@VERSION@", version))

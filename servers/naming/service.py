@@ -1,0 +1,92 @@
+"""What the routes and the background jobs of a naming server share: the store, the nodes, a session.
+
+The naming server's own session makes the changes that people ask for over REST. When it was
+lost (Redis away for longer than its lease) the next change opens another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from servers.client.http import HttpxTransport
+from servers.client.naming import SESSION_LOST
+from servers.client.storage import StorageClient
+from servers.naming.membership import read_nodes
+from servers.naming.redis_store import RedisStore
+from servers.naming.settings import NamingSettings
+from servers.protocol.errors import Refused, TryAgain
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.placement import NodeView
+
+RENEW_SECONDS = 10.0
+
+
+class Service:
+    def __init__(self, settings: NamingSettings, secret: str) -> None:
+        self.settings = settings
+        self.store = RedisStore(settings)
+        self.transport = HttpxTransport(secret)
+        self.storage = StorageClient(self.transport)
+        self.chance = random.Random()
+        self._session = SessionNumber(0)
+        self._n = 0
+        self._extents = 0
+        self._opening = asyncio.Lock()
+
+    async def nodes(self) -> list[NodeView]:
+        return read_nodes(await self.store.ask("nodes"))
+
+    async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """A mutation in the server's own session. Raises Refused."""
+        for _ in range(2):
+            session = self._session or await self._open_session()
+            self._n += 1
+            try:
+                return await self.store.ask(verb, session, self._n, **arguments)
+            except Refused as error:
+                if error.errno != SESSION_LOST:
+                    raise
+                if self._session == session:
+                    self._session = SessionNumber(0)
+        raise TryAgain("the naming server's own session was lost twice")
+
+    async def new_extent(self) -> ExtentId:
+        session = self._session or await self._open_session()
+        self._extents += 1
+        return extent_id(session, self._extents)
+
+    async def keep_session(self) -> None:
+        """Renews the lease until cancelled."""
+        while True:
+            await asyncio.sleep(RENEW_SECONDS)
+            if self._session:
+                with contextlib.suppress(TryAgain):
+                    await self._renew()
+
+    async def _renew(self) -> None:
+        try:
+            await self.store.ask("session_renew", self._session)
+        except Refused:
+            self._session = SessionNumber(0)
+
+    async def _open_session(self) -> SessionNumber:
+        async with self._opening:
+            if not self._session:
+                reply = await self.store.ask("session_open", host=socket.gethostname(), what="naming server")
+                self._session, self._n, self._extents = SessionNumber(reply[0]), 0, 0
+            return self._session
+
+    async def close(self) -> None:
+        if self._session and self.store.connected:
+            with contextlib.suppress(TryAgain, Refused):
+                await self.store.ask("session_close", self._session)
+        await self.transport.close()
+
+
+def alive(nodes: Sequence[NodeView]) -> list[NodeView]:
+    return [node for node in nodes if node.state == "alive"]

@@ -1,0 +1,35 @@
+"""Settings of the naming server, from the environment."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings
+
+from servers.protocol.limits import CHUNK_BYTES_DEFAULT
+
+
+class NamingSettings(BaseSettings):
+    """Chunk size and replication factor count when the volume is made; after that, its metadata has them."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    redis_url: str = "redis://redis:6379/0"
+    volume: str = "main"
+    replication_factor: int = Field(3, ge=1, le=16)
+    chunk_size: int = CHUNK_BYTES_DEFAULT
+    root_uid: int = 0
+    root_gid: int = 0
+    """Who owns the root directory of a new volume."""
+    session_lease_seconds: float = Field(60, gt=0)
+    orphan_grace_seconds: float = Field(30, ge=0)
+    """An unlinked file that nobody is known to have open lives this long: longer than the metadata
+    deadline of a mount, so that an open under way always finds it."""
+    condemned_grace_seconds: float = Field(60, ge=0)
+    """Extents that no file shows any more stay on the nodes this long, for readers with an older map."""
+    garbage_grace_seconds: float = Field(3600, ge=0)
+    """An extent that no file ever showed is kept this long after its session has ended."""
+    garbage_interval_seconds: float = Field(600, gt=0)
+    background_interval_seconds: float = Field(1, gt=0)
+    accept_data_loss: bool = False
+    """Work with a Redis that does not sync every write."""
+    log_level: str = "info"
