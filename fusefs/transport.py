@@ -15,6 +15,7 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -332,7 +333,7 @@ async def _connect(address: str) -> socket.socket:
                 await wait_writable(sock)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if number:
-                    raise OSError(number, f"cannot connect to {endpoint[0]}") from None
+                    raise OSError(number, os.strerror(number)) from None
         except OSError:
             sock.close()
             if index == len(found) - 1:
