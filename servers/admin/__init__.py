@@ -1,0 +1,1 @@
+"""The `dcs` command: a client of the cluster like any other."""

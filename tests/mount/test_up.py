@@ -1,0 +1,260 @@
+"""A local cluster under one supervisor: started, started again, hurt, stopped, started once more."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from servers.admin.cluster import leftovers, lifecycle, mountpoint, ports
+from servers.admin.cluster.errors import ClusterProblem, MountBusy
+from servers.admin.cluster.home import Home
+from servers.admin.cluster.lifecycle import Report
+from servers.admin.cluster.settings import ClusterSettings
+from servers.admin.cluster.supervisor import Supervisor
+
+WAIT_SECONDS = 40.0
+
+
+class LocalCluster:
+    """One cluster with a home, ports and a mountpoint of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.mountpoint = directory / "mount point"
+        free: set[int] = set()
+        while len(free) < 5:
+            free.add(ports.any_free())
+        redis, naming, *storage = free
+        self.settings = ClusterSettings(
+            home=directory / "home", redis_port=redis, naming_port=naming, storage_ports=tuple(storage)
+        )
+        self.home = Home(self.settings.home)
+
+    def up(self) -> Report:
+        return lifecycle.up(self.mountpoint, self.settings)
+
+    def down(self) -> bool:
+        return lifecycle.down(self.settings)
+
+    def status(self) -> Report:
+        return lifecycle.status(self.settings)
+
+    def pids(self) -> dict[str, int]:
+        return {service.name: service.pid for service in self.status().services}
+
+    def is_gone(self) -> bool:
+        return not leftovers.find(self.home) and not mountpoint.is_mounted(self.mountpoint)
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[Callable[[], LocalCluster]]:
+    made: list[tuple[Path, LocalCluster]] = []
+
+    def make() -> LocalCluster:
+        directory = Path(tempfile.mkdtemp(prefix="dcs-"))  # Short: the supervisor's socket has to fit.
+        made.append((directory, LocalCluster(directory)))
+        return made[-1][1]
+
+    yield make
+    for directory, cluster in made:
+        cluster.down()
+        assert cluster.is_gone()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def cluster(make_cluster: Callable[[], LocalCluster]) -> LocalCluster:
+    return make_cluster()
+
+
+def wait_until(fact: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not fact():
+        assert time.monotonic() < deadline, f"still not so after {WAIT_SECONDS} s: {what}"
+        time.sleep(0.1)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_everything_is_healthy_when_up_returns(cluster: LocalCluster) -> None:
+    """Redis, naming, three storage nodes and the mount run, and nothing of it is open to other users."""
+    report = cluster.up()
+
+    assert report.changed
+    assert report.is_healthy, report.problems
+    assert [service.name for service in report.services] == [
+        "redis", "naming", "storage1", "storage2", "storage3", "mount",
+    ]  # fmt: skip
+    assert mountpoint.is_mounted(cluster.mountpoint)
+    assert cluster.home.secret_file.stat().st_mode & 0o777 == 0o400
+    assert cluster.home.path.stat().st_mode & 0o077 == 0
+
+
+def test_starting_again_changes_nothing(cluster: LocalCluster) -> None:
+    """The second start reports the same processes as the first."""
+    before = cluster.up()
+    again = cluster.up()
+
+    assert not again.changed
+    assert again.services == before.services
+
+
+def test_files_are_there_after_a_stop(cluster: LocalCluster) -> None:
+    """Whatever was written before `--stop` is found by the next start, byte by byte, on the same ports."""
+    first = cluster.up()
+    content = random.Random(7).randbytes(20_000_000)
+    (cluster.mountpoint / "file").write_bytes(content)
+    assert cluster.down()
+    assert cluster.is_gone()
+    assert list(cluster.mountpoint.iterdir()) == []
+
+    second = cluster.up()
+
+    assert sha256(cluster.mountpoint / "file") == hashlib.sha256(content).hexdigest()
+    assert [service.where for service in second.services] == [service.where for service in first.services]
+
+
+@pytest.mark.parametrize("name", ["redis", "naming", "storage1", "storage2", "storage3", "mount"])
+def test_what_dies_is_restarted(cluster: LocalCluster, name: str) -> None:
+    """kill -9 of any one process: soon everything is healthy again, with a new process in its place."""
+    cluster.up()
+    (cluster.mountpoint / "before").write_text("kept")
+    killed = cluster.pids()[name]
+
+    os.kill(killed, signal.SIGKILL)
+
+    wait_until(lambda: cluster.pids()[name] not in (0, killed) and cluster.status().is_healthy, f"{name} is back")
+    assert (cluster.mountpoint / "before").read_text() == "kept"
+
+
+def test_what_keeps_dying_is_reported(cluster: LocalCluster) -> None:
+    """A node whose directory is gone for good ends up in the status, and the next `up` says which."""
+    cluster.up()
+    supervisor = Supervisor(cluster.home)
+    supervisor.stop("storage2", 30)
+    shutil.rmtree(cluster.home.node(2))
+    cluster.home.node(2).write_text("a file where a directory should be")
+
+    with pytest.raises(ClusterProblem, match="storage2"):
+        cluster.up()
+
+    report = cluster.status()
+    assert not report.is_healthy
+    assert any("storage2" in problem for problem in report.problems)
+
+
+def test_a_busy_mount_is_not_stopped(cluster: LocalCluster) -> None:
+    """One line says who is in the way; everything keeps running, and the file that is open can be finished."""
+    before = cluster.up()
+    with (cluster.mountpoint / "open").open("w") as file:
+        with pytest.raises(MountBusy, match=f"pid {os.getpid()}"):
+            cluster.down()
+        file.write("finished")
+
+    assert cluster.status().services == before.services
+    assert cluster.down()
+    cluster.up()
+    assert (cluster.mountpoint / "open").read_text() == "finished"
+
+
+def test_a_cluster_has_one_mountpoint(cluster: LocalCluster) -> None:
+    """Another mountpoint while it runs is refused, and the first one goes on."""
+    cluster.up()
+    with pytest.raises(ClusterProblem, match="already mounted at"):
+        lifecycle.up(cluster.mountpoint.with_name("other"), cluster.settings)
+    assert cluster.status().is_healthy
+
+
+def test_two_clusters_run_side_by_side(make_cluster: Callable[[], LocalCluster]) -> None:
+    """Another DCS_HOME is another cluster: its own files, its own end."""
+    one, two = make_cluster(), make_cluster()
+    one.up()
+    two.up()
+    (one.mountpoint / "name").write_text("one")
+    (two.mountpoint / "name").write_text("two")
+
+    assert one.down()
+
+    assert two.status().is_healthy
+    assert (two.mountpoint / "name").read_text() == "two"
+
+
+@pytest.mark.parametrize("who", ["everything", "supervisor"])
+def test_a_crash_is_cleaned_up_by_the_next_start(cluster: LocalCluster, who: str) -> None:
+    """kill -9 of all, or of the supervisor alone: the next start ends what is left and finds every file."""
+    cluster.up()
+    (cluster.mountpoint / "file").write_text("kept")
+    supervisor = Supervisor(cluster.home).pid()
+    targets = [supervisor] if who == "supervisor" else [supervisor, *cluster.pids().values()]
+    for pid in targets:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not {left.pid for left in leftovers.find(cluster.home)} & set(targets), "they are dead")
+
+    report = cluster.up()
+
+    assert report.changed
+    assert report.is_healthy, report.problems
+    assert (cluster.mountpoint / "file").read_text() == "kept"
+
+
+def test_stopping_after_a_crash_leaves_nothing(cluster: LocalCluster) -> None:
+    """Also without its supervisor, a stop ends every process and takes the mount away."""
+    cluster.up()
+    os.kill(Supervisor(cluster.home).pid(), signal.SIGKILL)
+    wait_until(lambda: not Supervisor(cluster.home).is_running(), "the supervisor is dead")
+
+    assert cluster.down()
+    assert cluster.is_gone()
+    assert not cluster.down()
+
+
+def test_unmounting_by_hand_is_respected(cluster: LocalCluster) -> None:
+    """`fusermount3 -u` is no crash: the mount stays away, the status says so, and `up` mounts again."""
+    cluster.up()
+    supervisor = Supervisor(cluster.home)
+    wait_until(lambda: supervisor.states()["mount"].state == "RUNNING", "ending now does not look like a failed start")
+    subprocess.run(["fusermount3", "-u", cluster.mountpoint], check=True)
+    wait_until(lambda: supervisor.states()["mount"].state == "EXITED", "the mount has ended")
+    assert not cluster.status().is_healthy
+
+    report = cluster.up()
+
+    assert report.changed
+    assert report.is_healthy
+
+
+def test_a_mountpoint_must_be_an_empty_directory(cluster: LocalCluster) -> None:
+    """Nothing is hidden under a mount, and nothing was started by the attempt."""
+    cluster.mountpoint.mkdir()
+    (cluster.mountpoint / "mine").write_text("important")
+    with pytest.raises(ClusterProblem, match="not empty"):
+        cluster.up()
+    with pytest.raises(ClusterProblem, match="No such file"):
+        lifecycle.up(cluster.mountpoint / "no" / "where", cluster.settings)
+    assert cluster.is_gone()
+
+
+def test_the_command_says_one_line_and_fails(cluster: LocalCluster) -> None:
+    """What cannot be done is one line on stderr and a non-zero exit."""
+    cluster.mountpoint.write_text("a file")
+    done = subprocess.run(
+        [sys.executable, "-m", "servers.admin.cluster", "up", cluster.mountpoint],
+        env={**os.environ, "DCS_HOME": str(cluster.settings.home)}, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"Cannot mount on {cluster.mountpoint}")
+    assert done.stderr.count("\n") == 1
