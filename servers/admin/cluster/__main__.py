@@ -1,4 +1,4 @@
-"""python -m servers.admin.cluster up MOUNTPOINT | status | down"""
+"""python -m servers.admin.cluster up MOUNTPOINT | up --status | up --stop"""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def main(arguments: list[str]) -> int:
     settings = ClusterSettings()
     try:
         match arguments:
+            case ["up", "--status"]:
+                report = lifecycle.status(settings)
+                table.show(report, out)
+                return 0 if report.is_healthy else 1
+            case ["up", "--stop"]:
+                out.print("Stopped." if lifecycle.down(settings, say) else "Nothing was running.")
             case ["up", where]:
                 report = lifecycle.up(Path(where), settings, say)
                 if not report.changed:
                     out.print("It is running already; nothing was changed.")
                 table.show(report, out)
                 out.print(table.try_next(report, "dcs"), markup=False, highlight=False, soft_wrap=True)
-            case ["status"]:
-                report = lifecycle.status(settings)
-                table.show(report, out)
-                return 0 if report.is_healthy else 1
-            case ["down"]:
-                out.print("Stopped." if lifecycle.down(settings, say) else "Nothing was running.")
             case _:
                 say(__doc__ or "")
                 return 2
