@@ -1,0 +1,356 @@
+"""A whole cluster of real processes for tests: Redis, a naming server, storage nodes, mounts.
+
+    with Cluster(nodes=3) as cluster:
+        cluster.write("/a", b"hello")
+        cluster.corrupt_chunk_on_disk(cluster.replicas_of("/a")[0])
+        assert cluster.read("/a") == b"hello"
+
+Every part is a `Process` that a test may kill, stop, pause and start again; it keeps its port
+and its data. Graces and intervals are short, see SHORT. Leaving the `with` ends all that was
+started and removes all that was made, whatever happened; it fails when something did not end
+by itself. Blocking; from async code, use a thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from servers.protocol.names import escape
+from tests.support.processes import CHECKOUT, Process, base_environment, free_port, wait_for
+
+SECRET = "the-secret-of-a-test-cluster"
+SHORT = {
+    "ORPHAN_GRACE_SECONDS": "2",
+    "CONDEMNED_GRACE_SECONDS": "2",
+    "GARBAGE_GRACE_SECONDS": "3",
+    "GARBAGE_INTERVAL_SECONDS": "1",
+    "BACKGROUND_INTERVAL_SECONDS": "0.2",
+}
+"""Settings of the naming server that make the background jobs quick enough to wait for."""
+COMMAND_SECONDS = 120.0
+CALL_SECONDS = 30.0
+DRAIN_SECONDS = 120.0
+"""Longer than the lease of a session that was killed."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One node's copy of an extent, as it lies on that node's disk."""
+
+    extent: str
+    node: int
+    path: Path
+    chunk: int
+    length: int
+    """Bytes of data; the file goes on with the footer."""
+
+
+class Node(Process):
+    """A storage node. `number` is the naming server's name for it."""
+
+    number = 0
+    data_dir: Path
+    address: str
+
+    def path_of(self, extent: str) -> Path | None:
+        """Where the replica lies on this node's disk; None when it has none."""
+        return next((self.data_dir / "extents").glob(f"*/{extent}"), None)
+
+    def extents(self) -> set[str]:
+        return {path.name for path in (self.data_dir / "extents").glob("*/*")}
+
+
+class Mount:
+    """`python -m fusefs` in the foreground on a directory of its own."""
+
+    def __init__(self, path: Path, process: Process) -> None:
+        self.path = path
+        self.process = process
+
+    def start(self) -> None:
+        self.process.start()
+
+    def unmount(self) -> None:
+        """All that was written is stored and the daemon has ended well."""
+        subprocess.run(["fusermount3", "-u", str(self.path)], check=True, capture_output=True, timeout=CALL_SECONDS)
+        wait_for(lambda: not self.process.is_running, f"the daemon of {self.path} has ended", 60)
+        assert self.process.exit_status == 0, self.process.log_tail()
+
+    def remount(self) -> None:
+        self.unmount()
+        self.start()
+
+    def kill(self) -> None:
+        """The daemon dies by SIGKILL; the kernel's dead mount is taken away."""
+        self.process.kill()
+        self.detach()
+
+    def detach(self) -> None:
+        if is_mounted(self.path):
+            subprocess.run(["fusermount3", "-uz", str(self.path)], capture_output=True, timeout=CALL_SECONDS)
+
+
+def is_mounted(path: Path) -> bool:
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        # proc(5): blanks and backslashes of the path are octal escapes.
+        if re.sub(rb"\\([0-7]{3})", lambda m: bytes([int(m[1], 8)]), line.split()[4]) == os.fsencode(path):
+            return True
+    return False
+
+
+class Cluster:
+    def __init__(self, nodes: int = 3, **settings: str) -> None:
+        """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on."""
+        self.directory = Path(tempfile.mkdtemp(prefix="dcs-test-")).resolve()
+        (self.directory / "logs").mkdir()
+        redis_port, naming_port = free_port(), free_port()
+        self.redis_port = redis_port
+        self.address = f"127.0.0.1:{naming_port}"
+        """Of the naming server."""
+        self.naming_url = f"http://{self.address}"
+        self.secret = SECRET
+        self.environment = {
+            **base_environment(), "DCS_SECRET": SECRET, "DCS_HOME": str(self.directory / "home"), "LOG_LEVEL": "info",
+            "NAMING_URL": self.naming_url, **SHORT, **settings,
+        }  # fmt: skip
+        """What a client of this cluster, and each of its programs, has in its environment."""
+        self._http = httpx.Client(
+            base_url=self.naming_url,
+            headers={"authorization": f"Bearer {SECRET}"},
+            trust_env=False,
+            timeout=CALL_SECONDS,
+        )
+        self.redis = self._make_redis(redis_port)
+        self.naming = self._process(
+            "naming", [sys.executable, "-m", "servers.naming"], lambda: is_healthy(self.address),
+            PORT=str(naming_port), REDIS_URL=f"redis://127.0.0.1:{redis_port}/0",
+        )  # fmt: skip
+        self.nodes: list[Node] = []
+        self.mounts: list[Mount] = []
+        self._nodes_at_start = nodes
+
+    # Living and dying.
+
+    def __enter__(self) -> Self:
+        try:
+            self.redis.start()
+            self.naming.start()
+            for _ in range(self._nodes_at_start):
+                self._new_node().start(wait=False)
+            for node in self.nodes:
+                node.wait_ready()
+            self.wait_alive(len(self.nodes))
+        except BaseException:
+            self.close(kill=True)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(kill=error is not None)
+
+    def close(self, *, kill: bool = False) -> None:
+        """Nothing of it is left. Fails, afterwards, when a program did not end by itself; not with `kill`."""
+        problems: list[str] = []
+        for mount in self.mounts:
+            self._end_mount(mount, kill, problems)
+        for process in (*self.nodes, self.naming, self.redis):
+            if kill:
+                process.kill()
+        for process in (*self.nodes, self.naming, self.redis):  # Redis last: the naming server says goodbye to it.
+            try:
+                process.stop()
+            except AssertionError as error:
+                problems.append(str(error))
+        self._http.close()
+        shutil.rmtree(self.directory)
+        assert not problems, "\n".join(problems)
+
+    def _end_mount(self, mount: Mount, kill: bool, problems: list[str]) -> None:
+        if not kill and mount.process.is_running and is_mounted(mount.path):
+            try:
+                mount.process.resume()
+                mount.unmount()
+            except (AssertionError, subprocess.SubprocessError) as error:
+                problems.append(f"unmount {mount.path}: {error}")
+        mount.kill()
+        if is_mounted(mount.path):
+            problems.append(f"{mount.path} is still mounted")
+
+    # Its parts.
+
+    def _process(
+        self, name: str, command: list[str | Path], is_ready: Callable[[], object], **environment: str
+    ) -> Process:
+        log = self.directory / "logs" / f"{name}.log"
+        return Process(name, command, {**self.environment, **environment}, log, is_ready)
+
+    def _make_redis(self, port: int) -> Process:
+        data = self.directory / "redis"
+        data.mkdir()
+        words = f"--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --maxmemory-policy noeviction"
+        command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
+        return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
+
+    def _new_node(self) -> Node:
+        index, port = len(self.nodes) + 1, free_port()
+        address = f"127.0.0.1:{port}"
+        data_dir = self.directory / f"node{index}"
+        environment = {**self.environment, "PORT": str(port), "DATA_DIR": str(data_dir)}
+        log = self.directory / "logs" / f"node{index}.log"
+        node = Node(
+            f"node{index}", [sys.executable, "-m", "servers.storage"], environment, log, lambda: is_healthy(address)
+        )
+        node.data_dir, node.address = data_dir, address
+        self.nodes.append(node)
+        return node
+
+    def add_node(self) -> Node:
+        """One more storage node, alive."""
+        node = self._new_node()
+        node.start()
+        self.wait_alive(len(self.nodes))
+        return node
+
+    def mount(self, name: str = "mnt", *options: str, **environment: str) -> Mount:
+        """A mount below the cluster's directory, working. `options` as `python -m fusefs` takes them."""
+        path = self.directory / name
+        path.mkdir(exist_ok=True)
+        command: list[str | Path] = [
+            sys.executable, "-m", "fusefs", path, "--naming-url", self.naming_url, "--foreground", *options,
+        ]  # fmt: skip
+        mount = Mount(path, self._process(f"mount-{name}", command, lambda: is_mounted(path), **environment))
+        self.mounts.append(mount)
+        mount.start()
+        return mount
+
+    # Asking.
+
+    def rest(self, method: str, target: str, content: object = None) -> httpx.Response:
+        """A request to the naming server's JSON routes, with the secret."""
+        return self._http.request(method, target, json=content)
+
+    def status(self) -> dict[str, Any]:
+        answer = self.rest("GET", "/v1/status")
+        assert answer.status_code == 200, answer.text
+        status: dict[str, Any] = answer.json()
+        return status
+
+    def wait_alive(self, count: int) -> None:
+        """So many nodes have registered and are alive; their `number` is known from here on."""
+
+        def alive() -> dict[str, int]:
+            rows = self.rest("GET", "/v1/nodes").json()["nodes"]
+            found = {row["address"]: row["number"] for row in rows if row["state"] == "alive"}
+            return found if len(found) >= count else {}
+
+        numbers = wait_for(alive, f"{count} storage nodes are alive") if count else {}
+        for node in self.nodes:
+            node.number = numbers.get(node.address, node.number)
+
+    def wait_state(self, node: Node, state: str, seconds: float = 60) -> None:
+        def has_state() -> bool:
+            rows = self.rest("GET", "/v1/nodes").json()["nodes"]
+            return any(row["number"] == node.number and row["state"] == state for row in rows)
+
+        wait_for(has_state, f"{node.name} is {state}", seconds)
+
+    def ask_redis(self, *command: str) -> str:
+        """A Redis command's answer as redis-cli prints it."""
+        asked = subprocess.run(
+            ["redis-cli", "-p", str(self.redis_port), *command], capture_output=True, text=True, timeout=CALL_SECONDS
+        )
+        return asked.stdout.strip()
+
+    def dcs(
+        self,
+        *arguments: str | bytes | Path,
+        stdin: bytes = b"",
+        expect: int | None = 0,
+        seconds: float = COMMAND_SECONDS,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """`dcs ARGUMENTS` as a person would call it; fails the test for another exit status than expected."""
+        command = [sys.executable, "-m", "servers.admin", *arguments]
+        done = subprocess.run(
+            command, input=stdin, capture_output=True, cwd=CHECKOUT, timeout=seconds,
+            env={**self.environment, **(environment or {})},
+        )  # fmt: skip
+        said = done.stderr.decode(errors="replace")
+        assert b"Traceback" not in done.stderr, said
+        assert expect is None or done.returncode == expect, f"dcs {arguments}: {done.returncode}, {said}"
+        return done
+
+    def dcs_json(self, *arguments: str | bytes | Path, expect: int | None = 0) -> Any:
+        return json.loads(self.dcs(*arguments, "--json", expect=expect).stdout)
+
+    # Files.
+
+    def write(self, name: str | bytes, data: bytes, *options: str) -> None:
+        self.dcs("create", *options, "-", name, stdin=data)
+
+    def read(self, name: str | bytes) -> bytes:
+        return self.dcs("read", name, "-").stdout
+
+    def replicas_of(self, name: str | bytes) -> list[Replica]:
+        """All replicas of the file's extents, chunk by chunk, as they lie on the disks."""
+        raw = os.fsencode(name)
+        found = self.rest("GET", str(httpx.URL("/files", params={"name": escape(raw)})))
+        assert found.status_code == 200, found.text
+        file = found.json()
+        replicas = []
+        for index in range(-(-file["size"] // file["chunk_size"])):
+            for part in self.rest("GET", f"/files/{file['file_id']}/chunks/{index}").json()["parts"]:
+                length = part["extent_offset"] + part["length"]
+                for server in part["servers"]:
+                    path = self.node(server["node"]).path_of(part["extent"])
+                    if path is not None:
+                        replicas.append(Replica(part["extent"], server["node"], path, index, length))
+        return replicas
+
+    def node(self, number: int) -> Node:
+        return next(node for node in self.nodes if node.number == number)
+
+    # Faults.
+
+    def corrupt_chunk_on_disk(self, replica: Replica, at: int = 0) -> None:
+        """One bit of the replica's data is another."""
+        with replica.path.open("r+b") as file:
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+    def truncate_chunk_on_disk(self, replica: Replica, length: int | None = None) -> None:
+        """The replica's file ends early; by default in the middle of its data."""
+        os.truncate(replica.path, replica.length // 2 if length is None else length)
+
+    def delete_chunk_on_disk(self, replica: Replica) -> None:
+        replica.path.unlink()
+
+    # Judging.
+
+    def wait_clean(self, seconds: float = DRAIN_SECONDS) -> None:
+        """Nothing is missing, and once what was deleted is gone no node has what metadata does not know."""
+        self.dcs("fsck", "--wait", str(int(seconds)), seconds=seconds + COMMAND_SECONDS)
+
+
+def is_healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}/health", trust_env=False, timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
