@@ -348,7 +348,8 @@ class _LaneProtocol(HttpToolsProtocol):
         stated = length if reply.content_length is None else reply.content_length
         headers = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
         close = "" if keep_alive else "connection: close\r\n"
-        head = f"{_status_line(reply.status)}content-length: {stated}\r\n{close}{headers}\r\n".encode("latin-1")
+        size = f"content-length: {stated}\r\n" if reply.status != http.HTTPStatus.NO_CONTENT else ""
+        head = f"{_status_line(reply.status)}{size}{close}{headers}\r\n".encode("latin-1")
         if not with_body or not length:
             self.transport.write(head)
         elif length <= JOIN_BYTES_MAX:

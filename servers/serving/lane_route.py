@@ -23,7 +23,7 @@ def lane_route(lane: Lane) -> Callable[[Request], Awaitable[Response]]:
                 body += piece
                 if len(body) > lane.body_bytes_max:
                     raise HTTPException(413, f"a body here has at most {lane.body_bytes_max} bytes")
-            return _response(await _call(lane, request, body))
+            return lane_response(await _call(lane, request, body))
         return Response(status_code=499)  # Nobody is there to read it.
 
     return endpoint
@@ -36,7 +36,8 @@ async def _call(lane: Lane, request: Request, body: bytearray) -> LaneReply:
     return answer if isinstance(answer, LaneReply) else await answer
 
 
-def _response(reply: LaneReply) -> Response:
+def lane_response(reply: LaneReply) -> Response:
+    """The reply as Starlette has it; its memory is given back once it was sent."""
     background = BackgroundTask(reply.sent) if reply.sent is not None else None
     response = Response(b"".join(reply.body), reply.status, dict(reply.headers), background=background)
     if reply.content_length is not None:

@@ -1,0 +1,44 @@
+"""`python -m servers.storage`: starts a storage node. Settings come from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from servers.serving.access import RequireSecret, SecretError, load_secret
+from servers.serving.server import CannotListen, address_of, configure_logging, listen, serve
+from servers.storage.app import create_app
+from servers.storage.data_directory import CannotStart
+from servers.storage.node import StorageNode
+from servers.storage.routes.extents import ExtentRoutes
+from servers.storage.settings import Settings
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m servers.storage", description=__doc__)
+    parser.add_argument("--host", help="address to listen on (HOST)")
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes any (PORT)")
+    parser.add_argument("--port-file", type=Path, help="write the port there once it listens")
+    parser.add_argument("--data-dir", type=Path, help="directory of the replicas (DATA_DIR)")
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    try:
+        settings = Settings(**given)
+        configure_logging(settings.log_level)
+        secret = load_secret(settings.dcs_secret_file, settings.dcs_secret)
+        bound = listen(settings.host, settings.port)
+        node = StorageNode(settings, secret, address_of(bound))
+    except (ValidationError, ValueError, SecretError, CannotListen, CannotStart) as error:
+        print(f"storage node: {error}", file=sys.stderr)
+        return 1
+    logging.getLogger(__name__).info("storage node %s in %s", node.directory.uuid, settings.data_dir)
+    lanes = ExtentRoutes(node).lanes()
+    serve(RequireSecret(create_app(node, lanes), secret), lanes, secret, bound, port_file=settings.port_file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

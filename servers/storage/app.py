@@ -1,0 +1,65 @@
+"""The storage node's ASGI application: every route, its OpenAPI page, and what runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from servers.protocol.errors import DcsError
+from servers.protocol.storage_api import EXTENT_HEADER
+from servers.serving.lane import Lane
+from servers.serving.lane_route import lane_response, lane_route
+from servers.storage.node import StorageNode
+from servers.storage.routes.control import ID_PATTERN, control_routes
+from servers.storage.routes.refusals import refusal
+
+_RAW = {"schema": {"type": "string", "format": "binary"}}
+
+
+def create_app(node: StorageNode, lanes: Sequence[Lane]) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with node.running():
+            yield
+
+    app = FastAPI(title="Distributed Chunk Storage: storage node", lifespan=lifespan)
+    app.include_router(control_routes(node))
+    for lane in lanes:
+        _add_lane(app, lane)
+
+    @app.exception_handler(DcsError)
+    @app.exception_handler(OSError)
+    async def refuse(_: Request, error: DcsError | OSError) -> Response:
+        return lane_response(refusal(error))
+
+    return app
+
+
+def _add_lane(app: FastAPI, lane: Lane) -> None:
+    many = lane.path.endswith("/")
+    app.add_api_route(
+        lane.path + ("{extent}" if many else ""),
+        lane_route(lane),
+        methods=[lane.method],
+        name=lane.handler.__name__,
+        description=lane.handler.__doc__,
+        response_model=None,
+        response_class=Response,
+        openapi_extra={"parameters": _parameters(lane.method)} if many else None,
+    )
+
+
+def _parameters(method: str) -> list[dict[str, Any]]:
+    text = {"type": "string"}
+    extent = {"name": "extent", "in": "path", "required": True, "schema": {**text, "pattern": ID_PATTERN}}
+    more: dict[str, list[dict[str, Any]]] = {
+        "PUT": [
+            {"name": "sync", "in": "query", "schema": {"enum": ["0", "1"]}},
+            {"name": EXTENT_HEADER, "in": "header", "schema": text},
+        ],
+        "GET": [{"name": "range", "in": "header", "schema": {**text, "example": "bytes=0-65535"}}],
+    }
+    return [extent, *more.get(method, [])]

@@ -1,0 +1,117 @@
+"""Tells the naming servers that this node is there, where, and how full: at start and every 2 s.
+
+Asks for ever and logs only when things change. One naming server that answers is enough: they
+share what they know.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from servers.client.http import Transport
+from servers.protocol.errors import AccessDenied, DcsError, TryAgain
+
+REGISTER_PATH = "/register_storage"
+HEARTBEAT_SECONDS = 2.0
+ANSWER_SECONDS = 1.5
+"""One naming server may take this long; the next is asked then."""
+WILDCARDS = frozenset({"0.0.0.0", "[::]"})
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one heartbeat says, in the names of the naming server's JSON."""
+
+    uuid: str
+    address: str
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    space: str
+    rack: str
+
+
+class Heartbeat:
+    def __init__(self, transport: Transport, naming: Sequence[str], report: Callable[[], Report]) -> None:
+        """`naming` are host:port of naming servers; `report` may block for the disk."""
+        self._transport = transport
+        self._naming = list(naming)
+        self._report = report
+        self._heard = True
+        self.node_number: int | None = None
+
+    async def run(self) -> None:
+        """Until cancelled; at once when there is nobody to tell."""
+        while self._naming:
+            await self._beat()
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    async def _beat(self) -> None:
+        body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
+        trouble: DcsError | None = None
+        for address in self._naming:
+            try:
+                self._accepted(address, await self._tell(address, body))
+            except (TryAgain, AccessDenied) as error:
+                trouble = error
+            else:
+                self._naming.remove(address)  # Ask this one first next time.
+                self._naming.insert(0, address)
+                return
+        if self._heard:
+            logger.warning("no naming server takes this node's heartbeats: %s", trouble)
+        self._heard = False
+
+    async def _tell(self, address: str, body: bytes) -> int:
+        headers = {"content-type": "application/json"}
+        async with asyncio.timeout(2 * ANSWER_SECONDS):
+            answer = await self._transport.request(
+                address, "POST", REGISTER_PATH, headers=headers, body=[body],
+                first_byte_seconds=ANSWER_SECONDS, deadline_seconds=ANSWER_SECONDS,
+            )  # fmt: skip
+        if answer.status != 200:
+            raise TryAgain(f"{address}: {answer.status} {bytes(answer.body[:200]).decode('utf-8', 'replace')}")
+        return int(json.loads(bytes(answer.body))["node"])
+
+    def _accepted(self, address: str, number: int) -> None:
+        if number != self.node_number:
+            logger.info("this is node %d of the naming server at %s", number, address)
+        elif not self._heard:
+            logger.info("the naming server at %s takes heartbeats again", address)
+        self.node_number, self._heard = number, True
+
+
+def naming_addresses(urls: str) -> list[str]:
+    """host:port of each of the comma separated URLs. Raises ValueError."""
+    addresses = []
+    for url in filter(None, (part.strip().rstrip("/") for part in urls.split(","))):
+        scheme, _, address = url.rpartition("://")
+        if scheme not in ("", "http") or not address or "/" in address:
+            raise ValueError(f"NAMING_URL: not http://host:port: {url!r}")
+        addresses.append(address if address.rpartition(":")[2].isdigit() else f"{address}:80")
+    return addresses
+
+
+def reachable_address(bound: str, naming: Sequence[str]) -> str:
+    """`bound`, host:port, with the machine's own address on the way to the naming server where it binds them all."""
+    host, _, port = bound.rpartition(":")
+    if host not in WILDCARDS:
+        return bound
+    for address in naming:
+        name, _, number = address.rpartition(":")
+        try:
+            family, kind, _, _, peer = socket.getaddrinfo(name.strip("[]"), number, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(peer)  # Sends nothing: it only asks for the route.
+                own = probe.getsockname()[0]
+        except OSError:
+            continue
+        return f"[{own}]:{port}" if ":" in own else f"{own}:{port}"
+    return f"{socket.gethostname()}:{port}"

@@ -1,0 +1,68 @@
+"""A storage node: its store and what runs beside it, put together from settings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+from servers.client.http import HttpxTransport
+from servers.serving.access import Secret
+from servers.serving.memory import MemoryBudget
+from servers.storage.data_directory import DataDirectory
+from servers.storage.extent_store import ExtentStore
+from servers.storage.heartbeat import Heartbeat, Report, naming_addresses, reachable_address
+from servers.storage.settings import Settings
+from servers.storage.syncer import Syncer
+
+DISK_THREADS = 8
+"""Each for reads and for stores, so that a disk that is slow to write does not keep readers waiting."""
+REPLIES_BYTES_MAX = 256 * 1024 * 1024
+"""Of all replies being sent at once; small ones are not counted."""
+
+
+class StorageNode:
+    def __init__(self, settings: Settings, secret: Secret, bound: str) -> None:
+        """Opens the data directory. Raises CannotStart, ValueError."""
+        self._naming = naming_addresses(settings.naming_url)
+        self._settings = settings
+        self._bound = bound
+        self.directory = DataDirectory(settings.data_dir, settings.reserve_bytes)
+        self.store = ExtentStore(self.directory)
+        self.syncer = Syncer(self.store)
+        self._transport = HttpxTransport(secret.text)
+        self.heartbeat = Heartbeat(self._transport, self._naming, self.report)
+        self.replies = MemoryBudget(REPLIES_BYTES_MAX)
+        self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
+        self.writers = ThreadPoolExecutor(DISK_THREADS, "store")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Heartbeats and background syncs; at the end all is on stable storage and the directory is free."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.syncer.run(), name="syncer")
+                heart = tasks.create_task(self.heartbeat.run(), name="heartbeat")
+                try:
+                    yield
+                finally:
+                    heart.cancel()
+                    self.syncer.stop()
+        finally:
+            await self._transport.close()
+            self.readers.shutdown()
+            self.writers.shutdown()
+            self.directory.close()
+
+    def report(self) -> Report:
+        space = self.directory.space()
+        return Report(
+            uuid=self.directory.uuid,
+            address=self._settings.advertise or reachable_address(self._bound, self._naming),
+            used_bytes=self.store.used_bytes(),
+            free_bytes=space.free_bytes,
+            total_bytes=space.total_bytes,
+            space=space.space,
+            rack=self._settings.rack,
+        )

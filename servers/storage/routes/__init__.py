@@ -1,0 +1,1 @@
+"""The storage node's routes: `extents` is hot and runs on the fast lane, `control` is everything else."""

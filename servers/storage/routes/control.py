@@ -1,0 +1,175 @@
+"""What naming servers and operators ask of a storage node: bulk orders, listings, space, descriptions."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from servers.protocol.errors import ExtentDamaged
+from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
+from servers.protocol.limits import EXTENTS_PER_CALL_MAX
+from servers.protocol.names import escape
+from servers.protocol.storage_api import (
+    CHECK_PATH,
+    DELETE_PATH,
+    EXTENTS_PATH,
+    HEALTH_PATH,
+    INVENTORY_PATH,
+    SPACE_PATH,
+)
+from servers.storage.node import StorageNode
+
+ID_PATTERN = r"^(0|[1-9a-f][0-9a-f]{0,15})-(0|[1-9a-f][0-9a-f]{0,15})$"
+ExtentText = Annotated[str, Field(pattern=ID_PATTERN, examples=["2a-1f"])]
+
+
+class Extents(BaseModel):
+    extents: list[ExtentText] = Field(max_length=EXTENTS_PER_CALL_MAX)
+
+    def ids(self) -> list[ExtentId]:
+        return [parse_extent_text(text) for text in self.extents]
+
+
+class Deleted(BaseModel):
+    failed: list[str]
+    """Those that are still there."""
+
+
+class Lengths(BaseModel):
+    extents: dict[str, int | None]
+    """null for what is not here, -1 for what is damaged."""
+
+
+class Row(BaseModel):
+    id: str
+    length: int
+    """-1 for a damaged one."""
+
+
+class Inventory(BaseModel):
+    extents: list[Row]
+    next: str | None
+    """What to ask for as `after`; null at the end of a complete listing."""
+
+
+class SpaceReply(BaseModel):
+    node: int | None
+    """This node's number, once a naming server gave it one."""
+    uuid: str
+    address: str
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    space: str
+    """Names the file system: equal for nodes that share one."""
+    rack: str
+    statistics: dict[str, int]
+
+
+class Description(BaseModel):
+    extent: str
+    path: str
+    length: int
+    file_bytes: int
+    blocks: int
+    volume: str
+    inode: int
+    chunk: int
+    mtime_ns: int
+    name: str
+    sums: list[str]
+    """CRC32C of each 64 KiB block, in hexadecimal."""
+    verified: bool
+    """Whether the data, read now, matches them."""
+
+
+class Health(BaseModel):
+    status: str
+
+
+def control_routes(node: StorageNode) -> APIRouter:
+    routes = APIRouter()
+    store = node.store
+
+    @routes.get(HEALTH_PATH)
+    async def health() -> Health:
+        """The node answers. The one route without the secret."""
+        return Health(status="ok")
+
+    @routes.get(SPACE_PATH)
+    async def space() -> SpaceReply:
+        """Bytes used by extents, and those free and in all of the disk; with counters since the start."""
+        report = await asyncio.to_thread(node.report)
+        return SpaceReply(node=node.heartbeat.node_number, statistics=store.statistics(), **vars(report))
+
+    @routes.post(DELETE_PATH)
+    async def delete(order: Extents) -> Deleted:
+        """Deletes many. What is not there counts as deleted."""
+        return Deleted(failed=await asyncio.to_thread(_delete_all, node, order.ids()))
+
+    @routes.post(CHECK_PATH)
+    async def check(question: Extents) -> Lengths:
+        """The length of each."""
+
+        def look() -> dict[str, int | None]:
+            return {extent_text(extent): store.length(extent) for extent in question.ids()}
+
+        return Lengths(extents=await asyncio.to_thread(look))
+
+    @routes.get(INVENTORY_PATH)
+    async def inventory(
+        after: Annotated[str | None, Query(pattern=ID_PATTERN, examples=["2a-1f"])] = None,
+        limit: Annotated[int, Query(ge=1, le=EXTENTS_PER_CALL_MAX)] = 1024,
+    ) -> Inventory:
+        """What the node holds, a page at a time: complete, or an error."""
+        position = parse_extent_text(after) if after is not None else None
+        rows, last = await asyncio.to_thread(store.page, position, limit)
+        return Inventory(
+            extents=[Row(id=extent_text(extent), length=length) for extent, length in rows],
+            next=extent_text(last) if last is not None else None,
+        )
+
+    @routes.get(EXTENTS_PATH + "{extent}/description", responses={404: {"description": "not there"}})
+    async def describe(extent: Annotated[str, Path(pattern=ID_PATTERN, examples=["2a-1f"])]) -> Description:
+        """Where the replica lies and what its footer says; reads all of it."""
+        return Description(**await asyncio.to_thread(_describe, node, parse_extent_text(extent)))
+
+    return routes
+
+
+def _delete_all(node: StorageNode, extents: list[ExtentId]) -> list[str]:
+    failed = []
+    for extent in extents:
+        try:
+            node.store.delete(extent)
+        except OSError:
+            failed.append(extent_text(extent))
+    return failed
+
+
+def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: the fields of Description.
+    replica = node.store.open(extent)
+    try:
+        node.store.verify(replica)
+        verified = True
+    except ExtentDamaged:
+        verified = False
+    header, sums = replica.footer.header, replica.footer.sums
+    return {
+        "extent": extent_text(extent),
+        "path": node.directory.path(extent),
+        "length": replica.footer.length,
+        "file_bytes": replica.file_bytes,
+        "blocks": len(sums) // 4,
+        "volume": header.volume,
+        "inode": header.inode,
+        "chunk": header.chunk,
+        "mtime_ns": header.mtime_ns,
+        "name": escape(header.name),
+        "sums": [f"{value:08x}" for (value,) in struct.iter_unpack(">I", sums)],
+        "verified": verified,
+    }

@@ -1,0 +1,200 @@
+"""PUT, GET, HEAD and DELETE of extents, and the barrier: the routes that happen per chunk.
+
+Handlers of the fast lane, offered through ASGI too. They decide what needs a thread: a store
+and a deletion take one hop, a read that the kernel has in memory takes none if it is small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from servers.protocol.checksum import Buffer
+from servers.protocol.ids import ExtentId, parse_extent_text
+from servers.protocol.limits import BLOCK_BYTES, CHUNK_BYTES_MAX, KIB
+from servers.protocol.storage_api import (
+    BARRIER_PATH,
+    EXTENT_HEADER,
+    EXTENTS_PATH,
+    LENGTH_HEADER,
+    SUMS_HEADER,
+    ExtentHeader,
+    unpack_extent_header,
+)
+from servers.serving.lane import Lane, LaneReply, LaneRequest, json_reply, parse_query
+from servers.storage.node import StorageNode
+from servers.storage.replica import Replica
+from servers.storage.routes.refusals import REFUSALS, BadRequest, RangeNotThere, refusal
+from servers.storage.syncer import SyncFailed
+
+READ_AT_ONCE_BYTES_MAX = 128 * KIB
+REPLY_MEMORY_SECONDS = 5.0
+_RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})", re.ASCII)
+_CREATED = json_reply(201, {"stored": True})
+_HAD = json_reply(200, {"stored": False})
+_EMPTY = LaneReply(204)
+_SYNCED = json_reply(200, {"synced": True})
+
+
+class ExtentRoutes:
+    def __init__(self, node: StorageNode) -> None:
+        self._node = node
+        self._store = node.store
+
+    def lanes(self) -> list[Lane]:
+        return [
+            Lane("PUT", EXTENTS_PATH, self.put, body_bytes_max=CHUNK_BYTES_MAX),
+            Lane("GET", EXTENTS_PATH, self.get),
+            Lane("HEAD", EXTENTS_PATH, self.head),
+            Lane("DELETE", EXTENTS_PATH, self.delete),
+            Lane("POST", BARRIER_PATH, self.barrier),
+        ]
+
+    def put(self, request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
+        """Stores the body under the id; with `sync=1` it is on stable storage before the answer.
+
+        201 stored, 200 had it already, 409 has other bytes under this id, 507 no room.
+        """
+        try:
+            extent, sync, header = _extent(request), _sync(request), _header(request)
+        except BadRequest as error:
+            return refusal(error)
+
+        def store() -> LaneReply:
+            return _CREATED if self._store.put(extent, header, request.body, sync=sync) else _HAD
+
+        return _in_thread(self._node.writers, store)
+
+    def get(self, request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
+        """The data, or the part of it that `Range: bytes=a-b` names, with the sums of the blocks it touches."""
+        try:
+            extent = _extent(request)
+            replica = self._store.opened(extent)
+            if replica is None:
+                return self._get_from_disk(request, extent)
+            start, end = _range(request, replica.footer.length)
+            small = end - start <= READ_AT_ONCE_BYTES_MAX
+            piece = self._store.read_cached(replica, start, end) if small else None
+        except REFUSALS as error:
+            return refusal(error)
+        if piece is None:
+            return self._get_from_disk(request, extent)
+        return _data_reply(request, replica, start, piece)
+
+    async def _get_from_disk(self, request: LaneRequest, extent: ExtentId) -> LaneReply:
+        budget, loop, threads = self._node.replies, asyncio.get_running_loop(), self._node.readers
+        taken = 0
+        try:
+            replica = await loop.run_in_executor(threads, self._store.open, extent)
+            start, end = _range(request, replica.footer.length)
+            await budget.take(end - start, REPLY_MEMORY_SECONDS)
+            taken = end - start
+            piece = await loop.run_in_executor(threads, self._store.read, replica, start, end)
+            size, taken = taken, 0
+            return _data_reply(request, replica, start, piece, lambda: budget.give(size))
+        except TimeoutError:
+            return json_reply(503, {"detail": "too many replies at once; try again"})
+        except REFUSALS as error:
+            return refusal(error)
+        finally:
+            budget.give(taken)
+
+    def head(self, request: LaneRequest) -> Awaitable[LaneReply]:
+        """The length of the extent, and the sums of all its blocks."""
+
+        def look() -> LaneReply:
+            replica = self._store.open(_extent(request))
+            length = replica.footer.length
+            return LaneReply(200, (), _data_headers(replica, 0, length), content_length=length)
+
+        return _in_thread(self._node.readers, look)
+
+    def delete(self, request: LaneRequest) -> Awaitable[LaneReply]:
+        """The extent is not here any more, or never was."""
+
+        def remove() -> LaneReply:
+            self._store.delete(_extent(request))
+            return _EMPTY
+
+        return _in_thread(self._node.writers, remove)
+
+    async def barrier(self, request: LaneRequest) -> LaneReply:
+        """Answers when all that was stored before is on stable storage; 500 names what was lost instead."""
+        try:
+            await self._node.syncer.barrier()
+        except (SyncFailed, TimeoutError) as error:
+            return refusal(error)
+        return _SYNCED
+
+
+def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> Awaitable[LaneReply]:
+    def answer() -> LaneReply:
+        try:
+            return work()
+        except REFUSALS as error:
+            return refusal(error)
+
+    return asyncio.get_running_loop().run_in_executor(threads, answer)
+
+
+def _extent(request: LaneRequest) -> ExtentId:
+    try:
+        return parse_extent_text(request.path[len(EXTENTS_PATH) :])
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _sync(request: LaneRequest) -> bool:
+    value = parse_query(request.query).get("sync", "0")
+    if value not in ("0", "1"):
+        raise BadRequest("sync is 0 or 1")
+    return value == "1"
+
+
+def _header(request: LaneRequest) -> ExtentHeader | None:
+    packed = request.headers.get(EXTENT_HEADER)
+    if packed is None:
+        return None
+    try:
+        return unpack_extent_header(packed)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _range(request: LaneRequest, length: int) -> tuple[int, int]:
+    """The bytes [start, end) that are asked for."""
+    text = request.headers.get("range")
+    if text is None:
+        return 0, length
+    match = _RANGE.fullmatch(text)
+    if match is None:
+        raise BadRequest("one range can be asked for: bytes=first-last or bytes=first-")
+    start = int(match[1])
+    end = min(int(match[2]) + 1, length) if match[2] else length
+    if start >= length:
+        raise RangeNotThere(length)
+    if end <= start:
+        raise BadRequest("the range ends before it begins")
+    return start, end
+
+
+def _data_headers(replica: Replica, start: int, end: int) -> tuple[tuple[str, str], ...]:
+    sums = replica.footer.sums[start // BLOCK_BYTES * 4 : -(-end // BLOCK_BYTES) * 4]
+    return (
+        ("content-type", "application/octet-stream"),
+        (LENGTH_HEADER, str(replica.footer.length)),
+        (SUMS_HEADER, base64.b64encode(sums).decode("ascii")),
+    )
+
+
+def _data_reply(
+    request: LaneRequest, replica: Replica, start: int, piece: Buffer, sent: Callable[[], None] | None = None
+) -> LaneReply:
+    end, length = start + len(piece), replica.footer.length
+    headers = _data_headers(replica, start, end)
+    if "range" not in request.headers:
+        return LaneReply(200, (piece,), headers, sent=sent)
+    return LaneReply(206, (piece,), (*headers, ("content-range", f"bytes {start}-{end - 1}/{length}")), sent=sent)
