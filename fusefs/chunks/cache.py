@@ -19,7 +19,7 @@ from typing import Protocol
 
 import trio
 
-from servers.protocol.errors import DcsError
+from servers.protocol.errors import DcsError, ExtentDamaged
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import BLOCK_BYTES, KIB, MIB
 
@@ -67,17 +67,17 @@ class BlockCache:
             run = self._blocks.get((extent, at // BLOCK_BYTES))
             if run is None:
                 self._misses += 1
-                run = self._begin(extent, at, end, unit)
-                await self._load(run, nodes, end)
+                run = self._begin(extent, at, end, unit, end)
+                await self._load(run, nodes)
             elif run.view is not None:
                 self._hits += 1
                 self._held.move_to_end(run)
             else:
                 await run.ended.wait()
-                if run.error is not None:
+                if run.error is not None and run.failed_for(end):
                     raise run.error
             if run.view is None:
-                continue  # Who was loading it was cancelled.
+                continue  # Who was loading it was cancelled, or wanted more than this reader.
             piece = run.view[at - run.start : end - run.start]
             if not piece:
                 # The extent ended before `at` where this was fetched; elsewhere it may not.
@@ -97,10 +97,10 @@ class BlockCache:
             if run is None:
                 if self._prefetches >= self._prefetches_max:
                     return False
-                run = self._begin(extent, at, min(end, at - at % unit + unit), unit)
+                run = self._begin(extent, at, min(end, at - at % unit + unit), unit, end)
                 self._prefetches += 1
                 self._prefetched += 1
-                nursery.start_soon(self._load_quietly, run, nodes, min(end, run.end))
+                nursery.start_soon(self._load_quietly, run, nodes)
             # A held run may end within the block, where the extent does.
             at = max(run.end, (at // BLOCK_BYTES + 1) * BLOCK_BYTES)
         return True
@@ -114,7 +114,7 @@ class BlockCache:
             "prefetched": self._prefetched,
         }
 
-    def _begin(self, extent: ExtentId, at: int, end: int, unit: int) -> _Run:
+    def _begin(self, extent: ExtentId, at: int, end: int, unit: int, needed_end: int) -> _Run:
         """A run to be loaded: what no run covers around `at`, within the units that [at, end) touches."""
         lowest, highest = at // unit * unit // BLOCK_BYTES, -(-end // unit) * unit // BLOCK_BYTES
         first = at // BLOCK_BYTES
@@ -123,15 +123,15 @@ class BlockCache:
             first -= 1
         while last < highest and (extent, last) not in self._blocks:
             last += 1
-        run = _Run(extent, first * BLOCK_BYTES, last * BLOCK_BYTES)
+        run = _Run(extent, first * BLOCK_BYTES, last * BLOCK_BYTES, needed_end)
         for block in range(first, last):
             self._blocks[extent, block] = run
         return run
 
-    async def _load(self, run: _Run, nodes: Sequence[NodeNumber], needed_end: int) -> None:
+    async def _load(self, run: _Run, nodes: Sequence[NodeNumber]) -> None:
         """The run is held afterwards, or gone. Raises what the fetch raises."""
         try:
-            view = await self._fetch(run.extent, nodes, run.start, min(needed_end, run.end), until=run.end)
+            view = await self._fetch(run.extent, nodes, run.start, run.needed_end, until=run.end)
         except DcsError as error:
             run.error = error
             raise
@@ -142,9 +142,9 @@ class BlockCache:
                 self._unlist(run, run.start)
             run.ended.set()
 
-    async def _load_quietly(self, run: _Run, nodes: Sequence[NodeNumber], needed_end: int) -> None:
+    async def _load_quietly(self, run: _Run, nodes: Sequence[NodeNumber]) -> None:
         try:
-            await self._load(run, nodes, needed_end)
+            await self._load(run, nodes)
         except DcsError as error:
             logger.debug("prefetch of %s failed: %s", extent_text(run.extent), error)
         finally:
@@ -174,12 +174,18 @@ class BlockCache:
 class _Run:
     """Bytes [start, end) of an extent; without a view they are on their way, or did not come."""
 
-    __slots__ = ("end", "ended", "error", "extent", "start", "view")
+    __slots__ = ("end", "ended", "error", "extent", "needed_end", "start", "view")
 
-    def __init__(self, extent: ExtentId, start: int, end: int) -> None:
+    def __init__(self, extent: ExtentId, start: int, end: int, needed_end: int) -> None:
         self.extent = extent
         self.start = start
         self.end = end
+        self.needed_end = min(needed_end, end)
+        """Who began it needs the bytes up to here; the extent may end before `end`."""
         self.view: memoryview | None = None
         self.error: DcsError | None = None
         self.ended = trio.Event()
+
+    def failed_for(self, end: int) -> bool:
+        """Whether the error is also that of a reader up to `end`: an extent too short for one may do for another."""
+        return not isinstance(self.error, ExtentDamaged) or self.needed_end <= end

@@ -39,7 +39,7 @@ async def transport_to(
 
 def echo(peer: Peer) -> None:
     while (request := peer.read_request()) is not None:
-        peer.answer(request.body, x_method=request.method, x_target=request.target, **{"X-Mixed": "Yes"})
+        peer.answer(request.body, x_method=request.method, x_target=request.target)
 
 
 async def test_a_request_arrives_whole_and_its_answer_comes_back() -> None:
@@ -123,7 +123,7 @@ async def test_a_refused_connection_is_try_again_at_once() -> None:
     began = time.monotonic()
     with pytest.raises(TryAgain, match=f"{address}: connecting: .*refused"):
         await TrioTransport("x").request(address, "GET", "/")
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 0.9
 
 
 async def test_an_unknown_host_is_try_again() -> None:
@@ -142,7 +142,7 @@ async def test_a_connection_that_nobody_accepts_takes_a_second() -> None:
         began = time.monotonic()
         with pytest.raises(TryAgain, match="connecting: timed out"):
             await TrioTransport("x").request(f"127.0.0.1:{listener.getsockname()[1]}", "GET", "/")
-        assert 0.9 < time.monotonic() - began < 1.5
+        assert 0.9 < time.monotonic() - began < 2.5
 
 
 async def test_a_silent_server_is_try_again_after_the_first_byte_time() -> None:
@@ -150,7 +150,7 @@ async def test_a_silent_server_is_try_again_after_the_first_byte_time() -> None:
         began = time.monotonic()
         with pytest.raises(TryAgain, match="waiting for the answer: timed out"):
             await transport.request(server.address, "GET", "/", first_byte_seconds=0.2)
-        assert 0.2 <= time.monotonic() - began < 1.0
+        assert 0.2 <= time.monotonic() - began < 1.8
         assert transport.statistics()["idle_connections"] == 0
 
 
@@ -181,7 +181,7 @@ async def test_a_body_that_drips_is_try_again_after_two_seconds() -> None:
         began = time.monotonic()
         with pytest.raises(TryAgain, match="receiving the answer: timed out"):
             await transport.request(server.address, "GET", "/")
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < 4.0
 
 
 async def test_a_slow_body_that_goes_on_is_received() -> None:
@@ -211,7 +211,7 @@ async def test_the_deadline_ends_even_a_request_that_goes_on() -> None:
         began = time.monotonic()
         with pytest.raises(TryAgain, match="timed out"):
             await transport.request(server.address, "GET", "/", deadline_seconds=0.5)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 1.8
 
 
 async def test_a_body_that_is_cut_off_is_try_again_and_not_sent_again() -> None:
