@@ -32,7 +32,12 @@ def main(arguments: list[str]) -> int:
                 if not report.changed:
                     out.print("It is running already; nothing was changed.")
                 table.show(report, out)
-                out.print(table.try_next(report, "dcs"), markup=False, highlight=False, soft_wrap=True)
+                out.print(
+                    table.try_next(report, str(Path(sys.executable).with_name("dcs"))),
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             case _:
                 say(__doc__ or "")
                 return 2

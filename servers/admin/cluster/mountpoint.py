@@ -81,6 +81,10 @@ def check_fuse() -> None:
         raise ClusterProblem("There is no /dev/fuse; as root: modprobe fuse")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise ClusterProblem("You may not use /dev/fuse; as root: chmod 666 /dev/fuse, or join its group")
+    if os.geteuid() != 0 and not os.path.exists("/etc/mtab"):
+        raise ClusterProblem(
+            "There is no /etc/mtab, so you could not unmount; as root: ln -s /proc/self/mounts /etc/mtab"
+        )
 
 
 def works(mountpoint: Path) -> bool:

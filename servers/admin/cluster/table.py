@@ -38,8 +38,8 @@ def render(report: Report) -> RenderableType:
 
 def try_next(report: Report, dcs: str) -> str:
     """Three commands that show that it works; `dcs` is how the reader calls it."""
-    where = shlex.quote(str(report.mountpoint))
-    return f"Try:\n  cp /etc/services {where} && ls -l {where}\n  {dcs} status\n  df -h {where}"
+    file = shlex.quote(str(report.mountpoint / "hello")) if report.mountpoint else "hello"
+    return f"Try:\n  echo hello > {file} && cat {file}\n  {dcs} explain /hello\n  {dcs} status"
 
 
 def _text(value: str) -> str:
