@@ -132,7 +132,7 @@ class TrioTransport:
         """The request's answer. The connection is idle in the pool afterwards, or closed."""
         reusable = False
         try:
-            timer.allow(first_byte_seconds, "sending the request")
+            timer.step = "sending the request"
             whole = await connection.send(request, timer, first_byte_seconds)
             timer.allow(first_byte_seconds, "waiting for the answer")
             answer, reusable = await connection.receive(method, timer)
@@ -222,9 +222,7 @@ class _Connection:
         says more than the broken pipe, so that is left for `receive` to find out.
         """
         pieces = [memoryview(piece) for piece in request]
-        at = 0
-        mark = SLOW_BYTES
-        done = 0
+        at = done = mark = 0
         try:
             while True:
                 try:
@@ -241,7 +239,7 @@ class _Connection:
                     pieces[at] = pieces[at][sent:]
                 if done >= mark:
                     mark = done + SLOW_BYTES
-                    timer.allow(progress_seconds, "sending the request")
+                    timer.allow(progress_seconds, timer.step)
                 await wait_writable(self.sock)
         except (BrokenPipeError, ConnectionResetError):
             return False

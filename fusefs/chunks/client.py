@@ -71,14 +71,17 @@ class ExtentClient:
         sync: bool,
     ) -> StoredExtent:
         """The pieces, laid end to end, as a new extent on `replicas` nodes, or on as many as can be had but
-        at least `Limits.min_write_replicas` of them. The pieces must not change meanwhile.
+        at least `Limits.min_write_replicas` of them. The pieces hold at least one byte and must not change meanwhile.
 
         Raises NodeFull when the nodes have no room, Unavailable when too few took it in time.
         """
+        length = sum(map(len, pieces))
+        if not length:
+            raise ValueError("an extent has at least one byte")
         end_at = trio.current_time() + self._limits.write_deadline_seconds
         header = ExtentHeader(self._volume, inode, chunk, mtime_ns, name, await _sums(pieces))
         storing = Storing(
-            self._storage, self._replicas, self._limits, self._chance, self._new_id(), pieces, sum(map(len, pieces)),
+            self._storage, self._replicas, self._limits, self._chance, self._new_id(), pieces, length,
             header, replicas, sync, end_at,
         )  # fmt: skip
         try:

@@ -29,7 +29,7 @@ ReportDamage = Callable[[ExtentId, NodeNumber, str], None]
 """Takes note that a node's replica is damaged or missing; must not wait."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Fetching:
     """Bytes [start, start + length) of the extent, or up to its end but at least `least`."""
 

@@ -63,6 +63,9 @@ class Replicas:
     def node(self, number: NodeNumber) -> NodeView | None:
         return self._nodes.get(number)
 
+    def nodes(self) -> list[NodeView]:
+        return list(self._nodes.values())
+
     def reachable_count(self) -> int:
         """How many nodes there are, leaving out those that are dead."""
         return sum(node.state != "dead" for node in self._nodes.values())

@@ -31,7 +31,7 @@ from servers.protocol.placement import NodeView, choose_nodes
 from servers.protocol.storage_api import ExtentHeader
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Storing:
     storage: StorageClient
     replicas: Replicas

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
-import random
 from collections.abc import AsyncIterator
 
 import pytest
 import trio
 
-from fusefs.chunks.client import ExtentClient, StoredExtent
 from fusefs.chunks.limits import Limits
-from fusefs.chunks.replicas import Replicas
-from fusefs.transport import TrioTransport
-from servers.client.storage import StorageClient
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import ExtentDamaged, NodeFull, Unavailable
-from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber, SessionNumber, extent_id, extent_text
+from servers.protocol.ids import InodeNumber, NodeNumber, extent_text
 from servers.protocol.limits import BLOCK_BYTES, MIB
 from servers.protocol.storage_api import EXTENT_HEADER, unpack_extent_header
+from tests.support.extent_user import ExtentUser
 from tests.support.tiny_node import TinyNode
 
 pytestmark = pytest.mark.anyio
@@ -31,33 +26,12 @@ def anyio_backend() -> str:
     return "trio"
 
 
-class Cluster:
+class Cluster(ExtentUser):
     """Tiny nodes, numbered from 1, and the client under test."""
 
     def __init__(self, nodes: list[TinyNode], limits: Limits) -> None:
+        super().__init__([node.view for node in nodes], "s3cret", limits)
         self.nodes = nodes
-        self.replicas = Replicas()
-        self.replicas.update(node.view for node in nodes)
-        self.transport = TrioTransport("s3cret")
-        self.damage: list[tuple[ExtentId, NodeNumber, str]] = []
-        counter = itertools.count(1)
-        self.client = ExtentClient(
-            StorageClient(self.transport),
-            self.replicas,
-            new_id=lambda: extent_id(SessionNumber(7), next(counter)),
-            volume="vol",
-            report_damage=lambda *what: self.damage.append(what),
-            limits=limits,
-            chance=random.Random(1),
-        )
-
-    async def store(self, data: bytes = b"hello", replicas: int = 3, sync: bool = False) -> StoredExtent:
-        return await self.client.store(
-            [data], inode=InodeNumber(5), chunk=2, name=b"a.txt", mtime_ns=99, replicas=replicas, sync=sync
-        )
-
-    async def fetch(self, stored: StoredExtent, start: int = 0, end: int | None = None) -> bytes:
-        return bytes(await self.client.fetch(stored.extent, stored.nodes, start, stored.length if end is None else end))
 
     def holders(self) -> set[NodeNumber]:
         return {node.number for node in self.nodes if node.extents}
@@ -98,6 +72,12 @@ async def test_an_extent_is_on_all_nodes_it_is_said_to_be_on() -> None:
                 header = unpack_extent_header(put.headers[EXTENT_HEADER])
                 assert (header.volume, header.inode, header.chunk, header.name) == ("vol", 5, 2, b"a\xff")
         assert await cluster.fetch(stored) == data
+
+
+async def test_an_extent_has_at_least_one_byte() -> None:
+    async with cluster_of(3) as cluster:
+        with pytest.raises(ValueError, match="at least one byte"):
+            await cluster.store(b"")
 
 
 async def test_every_store_has_its_own_id() -> None:
