@@ -27,6 +27,7 @@ import asyncio
 import enum
 import http
 import logging
+import mmap
 from collections.abc import Callable, Sequence
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -128,7 +129,7 @@ class _LaneProtocol(HttpToolsProtocol):
         self._lane = _UNDECIDED
         self._small_body_bytes = 0
         self._taken_bytes = 0
-        self._buffer: bytearray | None = None
+        self._buffer: mmap.mmap | None = None
         self._waiter: asyncio.Task[None] | None = None
         self._sent: Callable[[], None] | None = None
         self._unsent_bytes = 0

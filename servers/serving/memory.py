@@ -8,6 +8,7 @@ holds something half done.
 from __future__ import annotations
 
 import asyncio
+import mmap
 from collections import deque
 
 
@@ -68,22 +69,25 @@ def buffer_bytes(length: int) -> int:
 
 
 class BufferPool:
-    """Buffers to use again. Whoever puts one back does not look at it any more."""
+    """Buffers to use again, aligned to pages so that they can go to a disk as they are.
+
+    Whoever puts one back does not look at it any more.
+    """
 
     def __init__(self, idle_bytes_max: int) -> None:
         self._idle_bytes_max = idle_bytes_max
         self._idle_bytes = 0
-        self._idle: dict[int, list[bytearray]] = {}
+        self._idle: dict[int, list[mmap.mmap]] = {}
 
-    def get(self, size: int) -> bytearray:
+    def get(self, size: int) -> mmap.mmap:
         """`size` bytes of anything; sizes that `buffer_bytes` gives are found again."""
         buffers = self._idle.get(size)
         if not buffers:
-            return bytearray(size)
+            return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._idle_bytes -= size
         return buffers.pop()
 
-    def put(self, buffer: bytearray) -> None:
+    def put(self, buffer: mmap.mmap) -> None:
         if self._idle_bytes + len(buffer) <= self._idle_bytes_max:
             self._idle_bytes += len(buffer)
             self._idle.setdefault(len(buffer), []).append(buffer)

@@ -23,16 +23,16 @@ from dataclasses import asdict, dataclass
 from servers.protocol.checksum import Buffer, block_sums, first_damaged_block
 from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFull
 from servers.protocol.ids import ExtentId, extent_text
-from servers.protocol.limits import MIB
+from servers.protocol.limits import KIB
 from servers.protocol.storage_api import ExtentHeader
 from servers.storage.data_directory import DataDirectory
 from servers.storage.disk import (
     OpenFile,
     raise_open_files_limit,
     rename_if_absent,
-    start_writeback,
     sync_directory,
     write_all,
+    write_around_cache,
 )
 from servers.storage.extent_file import Footer, pack_footer
 from servers.storage.replica import Replica, ReplicaCache, open_replica
@@ -41,7 +41,8 @@ OPEN_FILES_MAX = 1024
 """Of replicas kept open for readers; a quarter of the descriptors this process may have, if that is less."""
 UNSYNCED_FILES_MAX = 1024
 """Of replicas not on stable storage yet, which stay open for their fsync; with more, stores sync for themselves."""
-EARLY_WRITEBACK_BYTES = MIB
+AROUND_CACHE_BYTES_MIN = 256 * KIB
+"""From here on data goes straight to the disk, and a later sync finds little left."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class ExtentStore:
         self._check_room(len(body) + len(packed))
         tmp = self.directory.new_tmp_path(extent)
         try:
-            file = self._write(tmp, (body, packed), sync)
+            file = self._write(tmp, body, packed, sync)
             rename_if_absent(tmp, self.directory.path(extent))
         except OSError as error:
             with suppress(OSError):
@@ -117,12 +118,13 @@ class ExtentStore:
         if sync:
             self._sync_name(extent)
         else:
-            self._sync_later(extent, file, len(body))
+            self._sync_later(extent, file)
         return True
 
-    def _write(self, tmp: str, pieces: tuple[Buffer, ...], sync: bool) -> OpenFile:
+    def _write(self, tmp: str, body: Buffer, packed: bytes, sync: bool) -> OpenFile:
         file = OpenFile(os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        write_all(file.fd, pieces)
+        done = write_around_cache(file.fd, body) if len(body) >= AROUND_CACHE_BYTES_MIN else 0
+        write_all(file.fd, (memoryview(body)[done:], packed))
         if sync:
             try:
                 os.fdatasync(file.fd)
@@ -158,9 +160,7 @@ class ExtentStore:
             self._counters.puts += 1
             self._counters.put_bytes += footer.length
 
-    def _sync_later(self, extent: ExtentId, file: OpenFile, length: int) -> None:
-        if length >= EARLY_WRITEBACK_BYTES:
-            start_writeback(file.fd)
+    def _sync_later(self, extent: ExtentId, file: OpenFile) -> None:
         with self._lock:
             crowded = len(self._unsynced) >= self._unsynced_files_max
             self._unsynced[extent] = Unsynced(extent, file, time.monotonic())
