@@ -1,0 +1,1 @@
+"""The mount's side of the metadata: a session and batches of operations."""

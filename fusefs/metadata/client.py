@@ -1,0 +1,157 @@
+"""Operations on the metadata, many of them in one request.
+
+Called by the file system; knows verbs and sessions, not what they mean. An operation is sent
+at once while a connection is free; those that wait at the same moment then travel together.
+What got no answer is sent again with the same numbers, so it takes effect once, until the
+deadline.
+
+The task that asks carries the batch; nothing between taking operations from `_waiting` and
+sending them awaits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Any
+
+import trio
+
+from fusefs.settings import METADATA_DEADLINE_SECONDS, METADATA_FIRST_BYTE_SECONDS
+from servers.client.naming import NamingClient, read_reply
+from servers.protocol.errors import SessionLost, TryAgain, Unavailable
+from servers.protocol.ids import SessionNumber
+from servers.protocol.limits import OP_WINDOW, OPERATIONS_PER_BATCH_MAX
+from servers.protocol.naming_api import MUTATIONS, Operation, pack_arguments
+
+log = logging.getLogger(__name__)
+
+BATCHES_AT_ONCE_MAX = 4
+BATCH_BYTES_SOFT = 4 * 1024 * 1024
+RETRY_SECONDS = 0.1
+RETRY_SECONDS_MAX = 1.0
+
+
+class _Waiting:
+    """An operation under way; `answered` is set with a reply or an error."""
+
+    __slots__ = ("answered", "error", "operation", "reply", "session")
+
+    def __init__(self, session: SessionNumber, operation: Operation) -> None:
+        self.session = session
+        self.operation = operation
+        self.reply: bytes | None = None
+        self.error: Exception | None = None
+        self.answered: trio.Event | None = None
+
+
+class MetadataClient:
+    """One session's operations at a time: `begin_session` starts the numbering anew."""
+
+    def __init__(self, naming: NamingClient, nursery: trio.Nursery) -> None:
+        self._naming = naming
+        self._nursery = nursery
+        self.session = SessionNumber(0)
+        self._n = 0
+        self._outstanding: dict[int, None] = {}
+        self._room = trio.Condition()
+        self._queue: deque[_Waiting] = deque()
+        self._batches = 0
+        self._operations_sent = self._batches_sent = self._retries = 0
+
+    def begin_session(self, session: SessionNumber) -> None:
+        self.session = session
+        self._n = 0
+        self._outstanding.clear()
+
+    def statistics(self) -> dict[str, int]:
+        return {"operations": self._operations_sent, "batches": self._batches_sent, "retries": self._retries}
+
+    async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """The verb's results. Raises Refused, SessionLost, and Unavailable at the deadline."""
+        if verb not in MUTATIONS:
+            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments))))
+        while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
+            async with self._room:
+                await self._room.wait()
+        self._n += 1
+        n, session = self._n, self.session
+        self._outstanding[n] = None
+        try:
+            return read_reply(verb, await self._send(Operation(verb, n, pack_arguments(arguments))))
+        finally:
+            if session == self.session:
+                self._outstanding.pop(n, None)
+                if self._n - n >= OP_WINDOW // 4:
+                    self._nursery.start_soon(self._wake)
+
+    async def _wake(self) -> None:
+        async with self._room:
+            self._room.notify_all()
+
+    async def _send(self, operation: Operation) -> bytes:
+        waiting = _Waiting(self.session, operation)
+        deadline = trio.current_time() + METADATA_DEADLINE_SECONDS
+        pause = RETRY_SECONDS
+        while True:
+            self._queue.append(waiting)
+            if self._batches < BATCHES_AT_ONCE_MAX:
+                await self._carry()
+            if waiting.reply is None and waiting.error is None:
+                waiting.answered = trio.Event()
+                with trio.move_on_at(deadline + RETRY_SECONDS_MAX):
+                    await waiting.answered.wait()
+            if waiting.reply is not None:
+                return waiting.reply
+            error, waiting.error, waiting.answered = waiting.error, None, None
+            if error is not None and not isinstance(error, TryAgain):
+                raise error
+            if waiting.session != self.session:
+                raise SessionLost(f"{operation.verb}: the session is over")
+            if trio.current_time() + pause > deadline:
+                raise Unavailable(f"{operation.verb}: no answer from the naming server: {error}") from error
+            self._retries += 1
+            await trio.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS_MAX)
+
+    def _take(self) -> list[_Waiting]:
+        """The next operations to travel together: of one session, bounded in number and bytes."""
+        batch: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < OPERATIONS_PER_BATCH_MAX and size < BATCH_BYTES_SOFT:
+            if batch and self._queue[0].session != batch[0].session:
+                break
+            waiting = self._queue.popleft()
+            size += len(waiting.operation.arguments)
+            batch.append(waiting)
+        return batch
+
+    async def _carry(self) -> None:
+        """Sends one batch; if more wait by then, another task carries on."""
+        batch = self._take()
+        if not batch:
+            return
+        self._batches += 1
+        self._batches_sent += 1
+        self._operations_sent += len(batch)
+        try:
+            replies = await self._naming.batch(
+                batch[0].session, [w.operation for w in batch],
+                first_byte_seconds=METADATA_FIRST_BYTE_SECONDS, deadline_seconds=METADATA_DEADLINE_SECONDS,
+            )  # fmt: skip
+            for waiting, reply in zip(batch, replies, strict=True):
+                waiting.reply = reply
+                if reply is None:
+                    waiting.error = TryAgain("the naming server cannot reach Redis")
+        except Exception as error:  # noqa: BLE001 - not swallowed: who waits for an operation of the batch raises it
+            for waiting in batch:
+                waiting.error = error
+        finally:
+            self._batches -= 1
+            for waiting in batch:
+                if waiting.reply is None and waiting.error is None:
+                    waiting.error = TryAgain("the request was abandoned")
+                if waiting.answered is not None:
+                    waiting.answered.set()
+            if self._queue:
+                self._nursery.start_soon(self._carry)

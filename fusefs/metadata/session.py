@@ -1,0 +1,119 @@
+"""The mount's session: its lease, the ids it gives out, and what it is told of the volume and the nodes.
+
+Renews the lease and reads the table of nodes until cancelled. When the lease was lost it opens
+another session and tells `on_new_session`, so that open files are registered again.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from fusefs.chunks.replicas import Replicas
+from fusefs.metadata.client import MetadataClient
+from fusefs.settings import SESSION_RENEW_SECONDS
+from servers.client.naming import NamingClient
+from servers.protocol.errors import DcsError, SessionLost
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+
+log = logging.getLogger(__name__)
+
+NODES_SECONDS = 2.0
+"""Between two looks at the table of nodes: a dead node is known soon after the naming server knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What holds for the whole volume."""
+
+    uuid: str
+    chunk_size: int
+    replicas: int
+
+
+class Session:
+    def __init__(
+        self,
+        metadata: MetadataClient,
+        naming: NamingClient,
+        replicas: Replicas,
+        what: str,
+        on_new_session: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._metadata = metadata
+        self._naming = naming
+        self._replicas = replicas
+        self._what = what
+        self._on_new_session = on_new_session
+        self._extents = 0
+        self._clock_offset_ns = 0
+        self._last_ns = 0
+        self.sessions_lost = 0
+        self.facts = Facts("", 0, 0)
+
+    async def open(self) -> None:
+        """Opens a session and learns the volume's facts and nodes. Raises what the calls raise."""
+        number, facts = await self._metadata.ask("session_open", host=socket.gethostname(), what=self._what)
+        self._metadata.begin_session(SessionNumber(number))
+        self._extents = 0
+        self._learn(facts)
+        self._replicas.update(await self._naming.nodes())
+
+    def _learn(self, facts: dict[bytes, Any]) -> None:
+        self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
+        self.facts = Facts(facts[b"uuid"].decode(), facts[b"chunk_size"], facts[b"replicas"])
+
+    def now_ns(self) -> int:
+        """The volume's time, as far as this mount knows it: nanoseconds since 1970, never going back."""
+        self._last_ns = max(self._last_ns, time.time_ns() + self._clock_offset_ns)
+        return self._last_ns
+
+    def new_extent(self) -> ExtentId:
+        self._extents += 1
+        return extent_id(self._metadata.session, self._extents)
+
+    async def keep(self) -> None:
+        """Until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_lease)
+            nursery.start_soon(self._keep_nodes)
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await trio.sleep(SESSION_RENEW_SECONDS)
+            try:
+                (facts,) = await self._metadata.ask("session_renew")
+                self._learn(facts)
+            except SessionLost:
+                await self.renew_lost()
+            except DcsError as error:
+                log.warning("cannot renew the session: %s", error)
+
+    async def renew_lost(self) -> None:
+        """Opens another session in place of one that is over. Raises what `open` raises."""
+        lost = self._metadata.session
+        log.warning("session %d is over; opening another", lost)
+        self.sessions_lost += 1
+        try:
+            await self.open()
+        except DcsError as error:
+            log.warning("cannot open a session: %s", error)
+            return
+        await self._on_new_session()
+
+    async def _keep_nodes(self) -> None:
+        while True:
+            await trio.sleep(NODES_SECONDS)
+            try:
+                self._replicas.update(await self._naming.nodes())
+            except DcsError as error:
+                log.debug("cannot read the table of nodes: %s", error)
+
+    async def close(self) -> None:
+        await self._metadata.ask("session_close")

@@ -1,0 +1,207 @@
+"""A mount from its first call to its last: puts the parts together, mounts, serves, flushes, unmounts.
+
+Called by `fusefs.__main__` in the daemon's process. SIGTERM and SIGINT end it as an unmount
+does: what was written is stored first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from fusefs.chunks.client import ExtentClient
+from fusefs.chunks.limits import Limits
+from fusefs.chunks.replicas import Replicas
+from fusefs.metadata.client import MetadataClient
+from fusefs.metadata.session import Session
+from fusefs.operations import Operations
+from fusefs.settings import FLUSH_DEADLINE_SECONDS, READ_AHEAD_KIB, MountSettings
+from fusefs.transport import TrioTransport
+from fusefs.vfs.filesystem import Filesystem
+from servers.client.naming import NamingClient
+from servers.client.storage import StorageClient
+from servers.protocol.errors import DcsError, TryAgain
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+"""How long a mount waits for its naming server."""
+REQUESTS_AT_ONCE_MAX = 99
+DAMAGE_REPORTS_MAX = 100
+UNMOUNT_SECONDS = 5.0
+
+
+class CannotMount(Exception):
+    """One line that says why, and what to do."""
+
+
+def check_mountpoint(mountpoint: Path) -> None:
+    """Clears away a mount whose daemon was killed. Raises CannotMount for what cannot be mounted on."""
+    try:
+        mountpoint.stat()
+    except FileNotFoundError:
+        raise CannotMount(f"{mountpoint} does not exist: make the directory first") from None
+    except OSError as error:
+        if error.errno != 107:  # ENOTCONN: "Transport endpoint is not connected"
+            raise CannotMount(f"{mountpoint}: {error.strerror}") from error
+        subprocess.run(["fusermount3", "-uz", str(mountpoint)], check=False, timeout=UNMOUNT_SECONDS)
+    if not mountpoint.is_dir():
+        raise CannotMount(f"{mountpoint} is not a directory")
+    if mountpoint.is_mount():
+        raise CannotMount(f"{mountpoint} is already a mount: choose another directory, or unmount it first")
+
+
+def run(settings: MountSettings, ready: Callable[[], None]) -> int:
+    """Serves until the mount ends; `ready` is called once it is there. 0, or 1 when written data was lost."""
+    return trio.run(_run, settings, ready)
+
+
+async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
+    check_mountpoint(settings.mountpoint)
+    transport = TrioTransport(settings.secret)
+    naming = NamingClient(transport, settings.naming_urls)
+    replicas = Replicas()
+    async with trio.open_nursery() as nursery:
+        metadata = MetadataClient(naming, nursery)
+
+        async def on_new_session() -> None:
+            await filesystem.reopen()
+
+        session = Session(metadata, naming, replicas, f"mount of {settings.mountpoint}", on_new_session)
+        await _open_session(session, naming)
+        extents = ExtentClient(
+            StorageClient(transport), replicas, new_id=session.new_extent, volume=session.facts.uuid,
+            report_damage=_damage_reporter(nursery, naming),
+            limits=Limits(min_write_replicas=settings.min_write_replicas),
+        )  # fmt: skip
+        filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)
+        _mount(filesystem, settings)
+        filesystem.on_moved = _page_dropper(nursery)
+        try:
+            nursery.start_soon(session.keep)
+            nursery.start_soon(_end_on_signal, filesystem)
+            ready()
+            log.info("mounted %s", settings.mountpoint)
+            await pyfuse3.main(max_tasks=REQUESTS_AT_ONCE_MAX)
+        finally:
+            with trio.CancelScope(shield=True):
+                await _finish(filesystem, session, settings)
+            nursery.cancel_scope.cancel()
+    await transport.close()
+    return 1 if filesystem.lost_bytes else 0
+
+
+async def _open_session(session: Session, naming: NamingClient) -> None:
+    """Waits a while for a naming server that is only just starting. Raises CannotMount."""
+    end_at = trio.current_time() + START_SECONDS
+    while True:
+        try:
+            await session.open()
+            return
+        except TryAgain as error:
+            if trio.current_time() > end_at:
+                raise CannotMount(f"the naming server at {naming.address} does not answer: {error}") from error
+            await trio.sleep(0.2)
+        except DcsError as error:
+            raise CannotMount(f"the naming server at {naming.address} refuses: {error}") from error
+
+
+def _mount(filesystem: Filesystem, settings: MountSettings) -> None:
+    options = {"default_permissions", f"fsname={settings.source}", "subtype=dcs"}
+    options.add("suid" if settings.allow_suid else "nosuid")
+    options.add("dev" if settings.allow_dev else "nodev")
+    if settings.allow_other:
+        options.add("allow_other")
+    if settings.read_only:
+        options.add("ro")
+    try:
+        pyfuse3.init(Operations(filesystem), os.fspath(settings.mountpoint), options)
+    except RuntimeError as error:
+        raise CannotMount(
+            f"cannot mount on {settings.mountpoint}: {error} (is /dev/fuse there and allowed?)"
+        ) from error
+    _raise_read_ahead(settings.mountpoint)
+
+
+def _raise_read_ahead(mountpoint: Path) -> None:
+    """Larger reads from the kernel. Needs root; without it reads are only slower.
+
+    The device number is read from mountinfo: stat(2) would be a request to ourselves, who cannot answer yet.
+    """
+    device = ""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4].encode().decode("unicode_escape") == os.path.realpath(mountpoint.parent) + "/" + mountpoint.name:
+            device = fields[2]
+    try:
+        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+    except OSError as error:
+        log.info("the kernel's read-ahead stays small: %s", error)
+
+
+def _damage_reporter(nursery: trio.Nursery, naming: NamingClient) -> Callable[[ExtentId, NodeNumber, str], None]:
+    """Tells the naming server of damaged replicas without making a reader wait."""
+    under_way = trio.CapacityLimiter(1)
+    waiting = 0
+
+    async def tell(extent: ExtentId, node: NodeNumber, why: str) -> None:
+        nonlocal waiting
+        try:
+            async with under_way:
+                await naming.report_damage(extent, node, why)
+        except DcsError as error:
+            log.warning("damage was not reported: %s", error)
+        finally:
+            waiting -= 1
+
+    def report(extent: ExtentId, node: NodeNumber, why: str) -> None:
+        nonlocal waiting
+        log.warning("damaged replica on node %d: %s", node, why)
+        if waiting < DAMAGE_REPORTS_MAX:
+            waiting += 1
+            nursery.start_soon(tell, extent, node, why)
+
+    return report
+
+
+def _page_dropper(nursery: trio.Nursery) -> Callable[[InodeNumber], None]:
+    """Has the kernel forget an inode's pages; in a thread, because it waits for requests under way."""
+
+    async def drop(ino: InodeNumber) -> None:
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, pyfuse3.InodeT(ino), abandon_on_cancel=True)
+
+    return lambda ino: nursery.start_soon(drop, ino)
+
+
+async def _end_on_signal(filesystem: Filesystem) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ends on signal %d", number)
+            with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
+                await filesystem.flush_all()
+            pyfuse3.terminate()
+            return
+
+
+async def _finish(filesystem: Filesystem, session: Session, settings: MountSettings) -> None:
+    """Stores what is left, then ends the session and the mount."""
+    began = time.monotonic()
+    with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
+        await filesystem.flush_all()
+    pyfuse3.close(unmount=True)
+    with trio.move_on_after(UNMOUNT_SECONDS), contextlib.suppress(DcsError):
+        await session.close()
+    log.info("unmounted %s after %.1f s", settings.mountpoint, time.monotonic() - began)
+    if filesystem.lost_bytes:
+        log.error("%d written bytes could not be stored and are lost", filesystem.lost_bytes)

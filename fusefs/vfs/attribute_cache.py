@@ -1,0 +1,190 @@
+"""Names and attributes that were seen lately, and for how long they may still be believed.
+
+Called by the file system. Everything is counted from when the question was *sent*, so nothing
+is believed longer than `seconds`. Attributes are ordered by ctime, which never goes back: an
+older answer that arrives late is not taken. Names have no such order: an answer that was asked
+for before our own last change of its directory is not taken.
+
+A directory that was listed as a whole is `complete` for that time: a name that is not in it
+is known not to exist. Nothing here awaits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from servers.protocol.ids import InodeNumber
+from servers.protocol.naming_api import Attributes, unpack_attributes
+
+ENTRIES_MAX = 200_000
+MISSES_BEFORE_LISTING = 3
+
+
+@dataclass(slots=True)
+class _Known:
+    attributes: Attributes | None
+    blob: bytes
+    """Unpacked when somebody looks: most of a listing nobody does."""
+    until: float
+
+
+@dataclass(slots=True)
+class _Directory:
+    changed: int = 0
+    """The tick of our own last change."""
+    complete_until: float = 0.0
+    misses: int = 0
+    missed_at: float = 0.0
+
+
+class AttributeCache:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._inodes: dict[InodeNumber, _Known] = {}
+        self._entries: dict[tuple[InodeNumber, bytes], tuple[InodeNumber | None, float]] = {}
+        self._directories: dict[InodeNumber, _Directory] = {}
+        self._names: dict[InodeNumber, bytes] = {}
+        self._tick = 0
+
+    def statistics(self) -> dict[str, int]:
+        return {"inodes": len(self._inodes), "entries": len(self._entries)}
+
+    # ── attributes
+
+    def attributes(self, ino: InodeNumber, now: float) -> tuple[Attributes, float] | None:
+        """The attributes and the seconds for which they may still be believed."""
+        known = self._inodes.get(ino)
+        if known is None or known.until <= now:
+            return None
+        return self._unpacked(ino, known), known.until - now
+
+    def _unpacked(self, ino: InodeNumber, known: _Known) -> Attributes:
+        if known.attributes is None:
+            known.attributes = unpack_attributes(ino, known.blob)
+        return known.attributes
+
+    def put(self, ino: InodeNumber, blob: bytes, asked_at: float) -> Attributes:
+        """The newest attributes: these, or others that came after them."""
+        fresh = unpack_attributes(ino, blob)
+        known = self._inodes.get(ino)
+        if known is not None and (known.until > asked_at or known.attributes is not None):
+            current = self._unpacked(ino, known)
+            if current.ctime_ns > fresh.ctime_ns:
+                return current
+        self._inodes[ino] = _Known(fresh, b"", asked_at + self.seconds)
+        _bound(self._inodes)
+        return fresh
+
+    def put_listed(self, ino: InodeNumber, blob: bytes, asked_at: float, now: float) -> None:
+        known = self._inodes.get(ino)
+        if (
+            known is not None
+            and known.until > now
+            and self._unpacked(ino, known).ctime_ns > (unpack_attributes(ino, blob).ctime_ns)
+        ):
+            return
+        self._inodes[ino] = _Known(None, blob, asked_at + self.seconds)
+        _bound(self._inodes)
+
+    def forget_attributes(self, ino: InodeNumber) -> None:
+        """The next look asks again."""
+        self._inodes.pop(ino, None)
+
+    # ── names
+
+    def tick(self) -> int:
+        """To be taken before a question about names is sent, and given back with the answer."""
+        return self._tick
+
+    def entry(self, parent: InodeNumber, name: bytes, now: float) -> tuple[InodeNumber | None, float] | None:
+        """The inode behind the name, None for no such name, and for how long; or None when it is not known."""
+        found = self._entries.get((parent, name))
+        if found is not None and found[1] > now:
+            return found[0], found[1] - now
+        directory = self._directories.get(parent)
+        if directory is not None and directory.complete_until > now:
+            return None, directory.complete_until - now
+        return None
+
+    def put_entry(self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float, tick: int) -> None:
+        directory = self._directories.get(parent)
+        if directory is not None and directory.changed > tick:
+            return
+        self._entries[parent, name] = (ino, asked_at + self.seconds)
+        _bound(self._entries)
+        if ino is not None:
+            self._note_name(ino, name)
+
+    def changed(self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float) -> None:
+        """Our own change made the name mean `ino`, or nothing."""
+        self._tick += 1
+        self._directory(parent).changed = self._tick
+        self._entries[parent, name] = (ino, asked_at + self.seconds)
+        _bound(self._entries)
+        if ino is not None:
+            self._note_name(ino, name)
+        self.forget_attributes(parent)
+
+    def forget_entry(self, parent: InodeNumber, name: bytes) -> None:
+        """Our own change failed in a way that leaves open what the name means now."""
+        self._tick += 1
+        directory = self._directory(parent)
+        directory.changed = self._tick
+        directory.complete_until = 0.0
+        self._entries.pop((parent, name), None)
+        self.forget_attributes(parent)
+
+    def _note_name(self, ino: InodeNumber, name: bytes) -> None:
+        self._names[ino] = name
+        _bound(self._names)
+
+    def name_of(self, ino: InodeNumber) -> bytes:
+        """A name the inode had lately; empty when none is known."""
+        return self._names.get(ino, b"")
+
+    # ── whole directories
+
+    def complete(self, parent: InodeNumber, asked_at: float, tick: int) -> None:
+        """All entries of the directory were put, from questions sent at or after `asked_at`."""
+        directory = self._directory(parent)
+        if directory.changed <= tick:
+            directory.complete_until = asked_at + self.seconds
+
+    def wants_listing(self, parent: InodeNumber, now: float) -> bool:
+        """Whether so many names of this directory were asked for lately that a listing costs less."""
+        directory = self._directory(parent)
+        if now - directory.missed_at > self.seconds:
+            directory.misses = 0
+        directory.misses += 1
+        directory.missed_at = now
+        return directory.misses > MISSES_BEFORE_LISTING
+
+    def too_large(self, parent: InodeNumber, now: float) -> None:
+        """The directory is too large to list for the sake of a name: asks for names one by one for a while."""
+        directory = self._directory(parent)
+        directory.misses, directory.missed_at = -1000, now
+
+    def _directory(self, ino: InodeNumber) -> _Directory:
+        directory = self._directories.get(ino)
+        if directory is None:
+            directory = self._directories[ino] = _Directory(changed=self._tick)
+            _bound(self._directories)
+        return directory
+
+
+def _bound(
+    table: dict[InodeNumber, _Known]
+    | dict[InodeNumber, bytes]
+    | dict[InodeNumber, _Directory]
+    | dict[tuple[InodeNumber, bytes], tuple[InodeNumber | None, float]],
+) -> None:
+    """Forgets the oldest tenth of a table that has grown too long."""
+    if len(table) > ENTRIES_MAX:
+        for key in list(_first(table, ENTRIES_MAX // 10)):
+            del table[key]  # type: ignore[arg-type]  # the key comes from this very table
+
+
+def _first(keys: Iterable[object], count: int) -> Iterable[object]:
+    for _, key in zip(range(count), keys, strict=False):
+        yield key

@@ -1,0 +1,361 @@
+"""The write buffer of one open file.
+
+Collects written bytes, seals them into extents, stores the extents, then commits them to the
+metadata - in that order, so that a crash leaves garbage but never a hole. Called by the file
+system; knows files and chunks, not the kernel and not the network.
+
+    write ──▶ dirty chunk ──sealed──▶ upload ──stored──▶ commit ──▶ (the chunk map)
+               a full one at once       │
+               the rest at flush        └─failed──▶ kept, uploaded again by the next flush
+
+One task at a time may flush. Nothing between `_seal` and `_sealed.append` awaits, and commits
+take from the front of `_sealed`: so later writes are laid over earlier ones, always.
+
+Writes through O_APPEND descriptors have no offset of their own: they are held as if they went
+to the end of the file that this mount knows, and committed to the end that it then has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from fusefs.chunks.client import StoredExtent
+from fusefs.settings import FLUSH_DEADLINE_SECONDS
+from fusefs.vfs.dirty_ranges import DirtyChunk
+from fusefs.vfs.write_budget import WriteBudget
+from servers.protocol.checksum import Buffer
+from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
+from servers.protocol.geometry import Segment, overlay, spans
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX
+from servers.protocol.naming_api import Attributes, pack_nodes, pack_segments, pack_time
+
+log = logging.getLogger(__name__)
+
+COMMIT_CHUNKS = 64
+"""When so many stored extents wait, they are committed in the background."""
+EFBIG, ESTALE = 27, 116
+
+
+class Store(Protocol):
+    async def __call__(
+        self, pieces: list[memoryview], *, inode: InodeNumber, chunk: int, name: bytes, mtime_ns: int, replicas: int,
+        sync: bool,
+    ) -> StoredExtent: ...  # fmt: skip
+
+
+class Commit(Protocol):
+    async def __call__(self, verb: str, /, **arguments: Any) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WriterParts:
+    """What the writers of a mount share."""
+
+    store: Store
+    commit: Commit
+    barrier: Callable[[Iterable[NodeNumber]], Any]
+    """Returns those of the nodes that have all they took on stable storage."""
+    budget: WriteBudget
+    uploads: trio.CapacityLimiter
+    nursery: trio.Nursery
+    now_ns: Callable[[], int]
+    min_write_replicas: int
+
+
+class _Sealed:
+    """Bytes of a chunk on their way to the nodes, or there and waiting for the commit."""
+
+    __slots__ = ("chunk", "done", "error", "index", "layout", "stored", "uploading")
+
+    def __init__(self, chunk: DirtyChunk) -> None:
+        self.chunk: DirtyChunk | None = chunk
+        self.index = chunk.index
+        self.layout = list(chunk.ranges)
+        self.stored: StoredExtent | None = None
+        self.error: DcsError | None = None
+        self.uploading = False
+        self.done = trio.Event()
+
+    def segments(self) -> list[Segment]:
+        assert self.stored is not None  # noqa: S101 - callers have waited for it
+        found, at = [], 0
+        for start, end in self.layout:
+            found.append(Segment(start, self.stored.extent, at, end - start, self.stored.nodes))
+            at += end - start
+        return found
+
+
+class FileWriter:
+    """`committed` is called with the attributes and the data version before each commit of ours."""
+
+    def __init__(
+        self,
+        attributes: Attributes,
+        name: Callable[[], bytes],
+        parts: WriterParts,
+        committed: Callable[[bytes, int, dict[int, list[Segment]]], Attributes],
+        moved: Callable[[], None],
+    ) -> None:
+        self._ino = attributes.ino
+        self._chunk_size = attributes.chunk_size
+        self._replicas = attributes.replicas
+        self._name = name
+        self._parts = parts
+        self._committed = committed
+        self._moved = moved
+        self._dirty: dict[int, DirtyChunk] = {}
+        self._sealed: list[_Sealed] = []
+        self._appending = False
+        self._flushing = trio.Lock()
+        self._committing_in_background = False
+        self.end = 0
+        """One past the highest byte written and not committed."""
+        self.mtime_ns = 0
+        """Of the last write that is not committed; 0 when there is none."""
+        self.failures = 0
+        """How many flushes failed so far; every handle is told of each once."""
+        self.last_error: DcsError | None = None
+
+    @property
+    def is_dirty(self) -> bool:
+        return bool(self._dirty or self._sealed)
+
+    @property
+    def chunk_size(self) -> int:
+        return self._chunk_size
+
+    # ── writing
+
+    async def write(self, offset: int, data: Buffer, *, append_at: int | None = None) -> int:
+        """Takes all of the data; it is not stored yet. `append_at`: to the end, which is there by what this mount
+        knows. Raises Refused(EFBIG), and Unavailable when the mount is full and stays so."""
+        appending = append_at is not None
+        if appending != self._appending and self.is_dirty:
+            await self.flush(sync=False)
+        await self._parts.budget.wait_for_room(len(data), FLUSH_DEADLINE_SECONDS)
+        if append_at is not None:
+            offset = max(append_at, self.end)
+        if offset + len(data) > FILE_BYTES_MAX:
+            raise Refused(EFBIG, "write")
+        self._appending = appending
+        view, at = memoryview(data), 0
+        for span in spans(offset, len(data), self._chunk_size):
+            chunk = self._dirty.get(span.index)
+            if chunk is None:
+                chunk = self._dirty[span.index] = DirtyChunk(span.index, self._chunk_size)
+            length = span.end - span.start
+            self._parts.budget.hold(chunk.write(span.start, view[at : at + length]))
+            at += length
+            if chunk.bytes == self._chunk_size:
+                self._seal(span.index)
+        self.end = max(self.end, offset + len(data))
+        self.mtime_ns = self._parts.now_ns()
+        return len(data)
+
+    def _seal(self, index: int, *, sync: bool = False) -> None:
+        sealed = _Sealed(self._dirty.pop(index))
+        self._sealed.append(sealed)
+        self._start_upload(sealed, sync=sync)
+
+    def _start_upload(self, sealed: _Sealed, *, sync: bool) -> None:
+        sealed.uploading, sealed.error, sealed.done = True, None, trio.Event()
+        self._parts.nursery.start_soon(self._upload, sealed, sync)
+
+    async def _upload(self, sealed: _Sealed, sync: bool) -> None:
+        """Stores the sealed bytes, or notes why not; whoever flushes looks at it."""
+        chunk = sealed.chunk
+        if chunk is None:
+            return
+        try:
+            async with self._parts.uploads:
+                sealed.stored = await self._parts.store(
+                    chunk.pieces(), inode=self._ino, chunk=sealed.index, name=self._name(), mtime_ns=self.mtime_ns,
+                    replicas=self._replicas, sync=sync,
+                )  # fmt: skip
+        except DcsError as error:
+            sealed.error = error
+        else:
+            sealed.chunk = None
+            self._parts.budget.free(chunk.bytes)
+            chunk.free()
+        finally:
+            sealed.uploading = False
+            sealed.done.set()
+        if self._stored_in_front() >= COMMIT_CHUNKS and not self._committing_in_background:
+            self._committing_in_background = True
+            self._parts.nursery.start_soon(self._commit_in_background)
+
+    def _stored_in_front(self) -> int:
+        count = 0
+        for sealed in self._sealed:
+            if sealed.stored is None:
+                break
+            count += 1
+        return count
+
+    async def _commit_in_background(self) -> None:
+        try:
+            if self._appending:
+                await self.flush(sync=False)  # Whole writes only: what is still dirty belongs to it.
+                return
+            async with self._flushing:
+                await self._commit(self._stored_in_front(), synced=False)
+        except DcsError as error:
+            log.info("inode %d: a commit in the background failed, the next flush tries again: %s", self._ino, error)
+        finally:
+            self._committing_in_background = False
+
+    # ── storing
+
+    async def flush(self, *, sync: bool) -> None:
+        """All that was written before is stored and committed; with `sync`, on stable storage.
+
+        Raises what went wrong; what was not stored stays, and the next flush tries again.
+        """
+        async with self._flushing:
+            if not self.is_dirty:
+                return
+            try:
+                await self._flush(sync)
+            except SessionLost:
+                self._drop_all()
+                self._failed(Refused(ESTALE, "the session was lost while data waited"))
+                raise
+            except DcsError as error:
+                self._failed(error)
+                raise
+
+    def _failed(self, error: DcsError) -> None:
+        self.failures += 1
+        self.last_error = error
+        log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
+
+    async def _flush(self, sync: bool) -> None:
+        for index in sorted(self._dirty):
+            self._seal(index, sync=sync)
+        batch = list(self._sealed)
+        for sealed in batch:
+            if sealed.stored is None and not sealed.uploading:
+                self._start_upload(sealed, sync=sync)
+        for sealed in batch:
+            await sealed.done.wait()
+        for sealed in batch:
+            if sealed.error is not None:
+                raise sealed.error
+        if sync:
+            await self._sync(batch)
+        await self._commit(len(batch), synced=sync)
+
+    async def _sync(self, batch: list[_Sealed]) -> None:
+        """Brings to stable storage what was stored without. Raises Unavailable when too few replicas are."""
+        unsynced = [s.stored for s in batch if s.stored is not None and not s.stored.synced]
+        if not unsynced:
+            return
+        confirmed = await self._parts.barrier({node for stored in unsynced for node in stored.nodes})
+        enough = min(self._replicas, self._parts.min_write_replicas)
+        if any(len(confirmed.intersection(stored.nodes)) < min(enough, len(stored.nodes)) for stored in unsynced):
+            raise Unavailable("too few storage nodes could bring the data to stable storage")
+
+    async def _commit(self, count: int, *, synced: bool) -> None:
+        """Commits the first `count` sealed extents, all in one step as far as one call may go."""
+        while count > 0:
+            step = min(count, CHUNKS_PER_CALL_MAX) if not self._appending else count
+            await self._commit_step(self._sealed[:step], synced=synced)
+            count -= step
+
+    async def _commit_step(self, batch: list[_Sealed], *, synced: bool) -> None:
+        end = max(s.index * self._chunk_size + s.layout[-1][1] for s in batch)
+        arguments: dict[str, Any] = {"ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced}
+        chunks: dict[int, list[Segment]] = {}
+        if self._appending:
+            arguments |= {"chunks": [], "end": 0, "append": _appended(batch)}
+        else:
+            for sealed in batch:
+                chunks.setdefault(sealed.index, []).extend(sealed.segments())
+            for index, segments in chunks.items():
+                chunks[index] = overlay(segments) if _overlaps(segments) else segments
+            flat = [part for index, s in chunks.items() for part in (index, pack_segments(s))]
+            arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
+        mtime_ns = self.mtime_ns
+        blob, offset, before = await self._parts.commit("commit", **arguments)
+        del self._sealed[: len(batch)]
+        if self._appending:
+            first = batch[0].index * self._chunk_size + batch[0].layout[0][0]
+            self._committed(blob, -1, {})
+            if offset != first:
+                self._moved()
+        else:
+            self._committed(blob, before, chunks)
+        if not self.is_dirty:
+            self.end = 0
+            if self.mtime_ns == mtime_ns:
+                self.mtime_ns = 0
+
+    # ── looking
+
+    def pending_segments(self, first: int, last: int) -> dict[int, list[Segment]]:
+        """What is stored and not committed, of chunks first..last, the later ones later."""
+        found: dict[int, list[Segment]] = {}
+        for sealed in self._sealed:
+            if first <= sealed.index <= last and sealed.stored is not None:
+                found.setdefault(sealed.index, []).extend(sealed.segments())
+        return found
+
+    def touches(self, first: int, last: int) -> bool:
+        """Whether anything of chunks first..last waits here."""
+        return any(first <= index <= last for index in self._dirty) or any(
+            first <= sealed.index <= last for sealed in self._sealed
+        )
+
+    def unstored(self, first: int, last: int) -> list[DirtyChunk]:
+        """The buffers that are not on the nodes yet, of chunks first..last, the later ones later."""
+        held = [s.chunk for s in self._sealed if s.chunk is not None and first <= s.index <= last]
+        return held + [chunk for index, chunk in self._dirty.items() if first <= index <= last]
+
+    # ── giving up
+
+    def discard(self) -> None:
+        """Nobody can ever read what is written: it need not be stored."""
+        self._drop_all()
+
+    def _drop_all(self) -> None:
+        for chunk in self._dirty.values():
+            self._parts.budget.free(chunk.bytes)
+            chunk.free()
+        self._dirty.clear()
+        for sealed in self._sealed:
+            if sealed.chunk is not None and not sealed.uploading:
+                self._parts.budget.free(sealed.chunk.bytes)
+                sealed.chunk.free()
+                sealed.chunk = None
+        self._sealed.clear()
+        self.end = self.mtime_ns = 0
+
+
+def _appended(batch: list[_Sealed]) -> list[int | bytes]:
+    flat: list[int | bytes] = []
+    for sealed in batch:
+        for segment in sealed.segments():
+            flat += (segment.extent, segment.length, pack_nodes(segment.nodes))
+    return flat
+
+
+def _overlaps(segments: list[Segment]) -> bool:
+    return any(a.end > b.offset for a, b in itertools.pairwise(segments))
+
+
+def _unused(batch: list[_Sealed], chunks: dict[int, list[Segment]]) -> list[ExtentId | bytes]:
+    """Extents that later ones of the same commit cover whole: nobody will ever show them."""
+    shown = {segment.extent for segments in chunks.values() for segment in segments}
+    unused: list[ExtentId | bytes] = []
+    for sealed in batch:
+        if sealed.stored is not None and sealed.stored.extent not in shown:
+            unused += (sealed.stored.extent, pack_nodes(sealed.stored.nodes))
+    return unused

@@ -1,0 +1,608 @@
+"""The file system's verbs, as the kernel asks for them.
+
+Called by `fusefs.operations`; knows names, inodes and handles, not pyfuse3. Answers carry the
+seconds for which they may be believed. Every verb raises only what `servers.protocol.errors`
+has.
+
+Runs in one trio task per request; between two awaits a verb is alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from fusefs.chunks.cache import BlockCache
+from fusefs.chunks.client import ExtentClient
+from fusefs.chunks.replicas import Replicas
+from fusefs.metadata.client import MetadataClient
+from fusefs.metadata.session import Session
+from fusefs.settings import MountSettings
+from fusefs.vfs.attribute_cache import AttributeCache
+from fusefs.vfs.chunk_map import WINDOW_CHUNKS, ChunkMap
+from fusefs.vfs.directory_stream import DirectoryStream, Entry, read_page
+from fusefs.vfs.file_reader import FileReader
+from fusefs.vfs.file_writer import FileWriter, WriterParts
+from fusefs.vfs.handles import FileHandle, HandleTable
+from fusefs.vfs.inodes import OpenInode
+from fusefs.vfs.write_budget import WriteBudget
+from servers.protocol.checksum import Buffer
+from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import InodeNumber, NodeNumber
+from servers.protocol.limits import NAME_BYTES_MAX
+from servers.protocol.naming_api import Attributes, pack_time
+from servers.protocol.placement import Space, cluster_space
+
+log = logging.getLogger(__name__)
+
+ENOENT, EBADF, EROFS, ENAMETOOLONG, ENODATA, ESTALE = 2, 9, 30, 36, 61, 116
+NODE_SYNC_SECONDS = 7.0
+"""A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
+RETRY_FAILED_SECONDS = 2.0
+KEEP_FAILED_SECONDS = 600.0
+"""How long data that could not be stored is tried again after the last close."""
+VERSIONS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Attributes, and for how many seconds they may be believed."""
+
+    attributes: Attributes
+    seconds: float
+    entry_seconds: float = 0.0
+
+
+class Filesystem:
+    def __init__(
+        self,
+        settings: MountSettings,
+        nursery: trio.Nursery,
+        metadata: MetadataClient,
+        session: Session,
+        extents: ExtentClient,
+        replicas: Replicas,
+    ) -> None:
+        self._settings = settings
+        self._nursery = nursery
+        self._metadata = metadata
+        self._session = session
+        self._replicas = replicas
+        self._extents = extents
+        self._cache = AttributeCache(settings.attribute_seconds)
+        self._blocks = BlockCache(extents.fetch, cached_bytes_max=settings.cache_bytes_max)
+        self._budget = WriteBudget(settings.dirty_bytes_max, self._relieve)
+        self._open: dict[InodeNumber, OpenInode] = {}
+        self._opening: dict[InodeNumber, trio.Lock] = {}
+        self._files: HandleTable[FileHandle] = HandleTable()
+        self._directories: HandleTable[DirectoryStream] = HandleTable()
+        self._versions: dict[InodeNumber, int] = {}
+        """The data version that the kernel's pages of an inode belong to."""
+        self._relieving = False
+        self._new_session = trio.Lock()
+        self.lost_bytes = 0
+        """Data that was given up: what the mount's exit status tells."""
+        self.on_moved: Any = None
+        """Called with an inode whose pages in the kernel are not right any more."""
+        self._parts = WriterParts(
+            extents.store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
+            nursery, session.now_ns, settings.min_write_replicas,
+        )  # fmt: skip
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "open_inodes": len(self._open), "handles": len(self._files), "dirty_bytes": self._budget.held_bytes,
+            **self._cache.statistics(), **self._blocks.statistics(), **self._extents.statistics(),
+            **self._metadata.statistics(),
+        }  # fmt: skip
+
+    # ── asking the metadata
+
+    async def _ask(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """As `MetadataClient.ask`; an operation that a lost session did not do is done by the next one."""
+        for _ in range(2):
+            before = self._metadata.session
+            try:
+                return await self._metadata.ask(verb, **arguments)
+            except SessionLost:
+                async with self._new_session:
+                    if self._metadata.session == before:
+                        await self._session.renew_lost()
+        return await self._metadata.ask(verb, **arguments)
+
+    async def _commit(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """A commit of a lost session is done by the next one only if nobody changed the content meanwhile."""
+        inode = self._open.get(arguments["ino"])
+        before = self._metadata.session
+        try:
+            return await self._metadata.ask(verb, **arguments)
+        except SessionLost:
+            async with self._new_session:
+                if self._metadata.session == before:
+                    await self._session.renew_lost()
+            (blob,) = await self._metadata.ask("getattr", ino=arguments["ino"])
+            now = self._cache.put(arguments["ino"], blob, trio.current_time())
+            if inode is None or now.data_version != inode.attributes.data_version:
+                raise
+            return await self._metadata.ask(verb, **arguments)
+
+    async def reopen(self) -> None:
+        """A new session: what is open is told to it."""
+        for ino in list(self._open):
+            try:
+                await self._metadata.ask("open", ino=ino, chunks=0)
+            except Refused as error:
+                log.warning("inode %d, open here, is gone: %s", ino, error)
+
+    def _writable(self) -> None:
+        if self._settings.read_only:
+            raise Refused(EROFS)
+
+    # ── names
+
+    async def lookup(self, parent: InodeNumber, name: bytes) -> Shown | float:
+        """The inode behind a name; or, for a name that is not there, the seconds for which that is believed.
+
+        Raises Refused for what is neither, such as a parent that is no directory.
+        """
+        if len(name) > NAME_BYTES_MAX:
+            raise Refused(ENAMETOOLONG)
+        now = trio.current_time()
+        known = self._cache.entry(parent, name, now)
+        if known is None and self._cache.wants_listing(parent, now):
+            await self._list(parent)
+            known = self._cache.entry(parent, name, now := trio.current_time())
+        if known is not None:
+            ino, seconds = known
+            if ino is None:
+                return seconds
+            held = self._cache.attributes(ino, now)
+            if held is not None:
+                return self._shown(held[0], held[1], min(seconds, held[1]))
+        return await self._look_up(parent, name)
+
+    async def _look_up(self, parent: InodeNumber, name: bytes) -> Shown | float:
+        asked_at, tick = trio.current_time(), self._cache.tick()
+        try:
+            ino, blob = await self._ask("lookup", parent=parent, name=name)
+        except Refused as error:
+            if error.errno != ENOENT:
+                raise
+            self._cache.put_entry(parent, name, None, asked_at, tick)
+            return self._left(asked_at)
+        self._cache.put_entry(parent, name, ino, asked_at, tick)
+        seconds = self._left(asked_at)
+        return self._shown(self._cache.put(ino, blob, asked_at), seconds, seconds)
+
+    def _left(self, asked_at: float) -> float:
+        return max(0.0, asked_at + self._cache.seconds - trio.current_time())
+
+    async def _list(self, parent: InodeNumber) -> None:
+        """Learns the names of a directory if they fit one page."""
+        try:
+            _, at_end = await read_page(self._metadata, self._cache, parent, 0)
+        except Refused:
+            return  # The question about the name itself will tell.
+        if not at_end:
+            self._cache.too_large(parent, trio.current_time())
+
+    def _shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
+        inode = self._open.get(attributes.ino)
+        if inode is not None:
+            inode.learn(attributes)
+            if inode.attributes.data_version > inode.map.version and not inode.writer.is_dirty:
+                inode.map.forget(inode.attributes.data_version)
+            attributes = inode.shown()
+        return Shown(attributes, seconds, entry_seconds)
+
+    async def _make(self, verb: str, parent: InodeNumber, name: bytes, **arguments: Any) -> Shown:
+        self._writable()
+        asked_at = trio.current_time()
+        try:
+            ino, blob, *_ = await self._ask(verb, parent=parent, name=name, **arguments)
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            raise
+        return self._made(parent, name, ino, blob, asked_at)
+
+    def _made(self, parent: InodeNumber, name: bytes, ino: InodeNumber, blob: bytes, asked_at: float) -> Shown:
+        self._cache.changed(parent, name, ino, asked_at)
+        attributes = self._cache.put(ino, blob, asked_at)
+        if attributes.is_directory:
+            self._cache.complete(ino, asked_at, self._cache.tick())  # It is empty.
+        seconds = self._left(asked_at)
+        return self._shown(attributes, seconds, seconds)
+
+    async def mkdir(self, parent: InodeNumber, name: bytes, mode: int, uid: int, gid: int) -> Shown:
+        return await self._make("mkdir", parent, name, mode=mode, uid=uid, gid=gid)
+
+    async def mknod(self, parent: InodeNumber, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Shown:
+        return await self._make("mknod", parent, name, mode=mode, rdev=rdev, uid=uid, gid=gid)
+
+    async def symlink(self, parent: InodeNumber, name: bytes, target: bytes, uid: int, gid: int) -> Shown:
+        return await self._make("symlink", parent, name, target=target, uid=uid, gid=gid)
+
+    async def link(self, ino: InodeNumber, parent: InodeNumber, name: bytes) -> Shown:
+        self._writable()
+        asked_at = trio.current_time()
+        try:
+            (blob,) = await self._ask("link", ino=ino, parent=parent, name=name)
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            raise
+        return self._made(parent, name, ino, blob, asked_at)
+
+    async def readlink(self, ino: InodeNumber) -> bytes:
+        held = self._cache.attributes(ino, trio.current_time())
+        if held is not None and held[0].target:
+            return held[0].target
+        target: bytes = (await self._ask("readlink", ino=ino))[0]
+        return target
+
+    async def unlink(self, parent: InodeNumber, name: bytes) -> None:
+        self._writable()
+        asked_at = trio.current_time()
+        try:
+            ino, blob = await self._ask("unlink", parent=parent, name=name)
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            raise
+        self._cache.changed(parent, name, None, asked_at)
+        self._shown(self._cache.put(ino, blob, asked_at), 0.0)
+
+    async def rmdir(self, parent: InodeNumber, name: bytes) -> None:
+        self._writable()
+        asked_at = trio.current_time()
+        try:
+            (ino,) = await self._ask("rmdir", parent=parent, name=name)
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            raise
+        self._cache.changed(parent, name, None, asked_at)
+        self._cache.forget_attributes(ino)
+
+    async def rename(
+        self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, flags: int
+    ) -> None:
+        """What was written to the file is committed first: its new name never shows less."""
+        self._writable()
+        found = self._cache.entry(parent, name, trio.current_time())
+        for ino in self._may_be(found[0] if found is not None else None):
+            await self._open[ino].writer.flush(sync=False)
+        asked_at = trio.current_time()
+        try:
+            ino, blob, replaced = await self._ask(
+                "rename", parent=parent, name=name, new_parent=new_parent, new_name=new_name, flags=flags
+            )
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            self._cache.forget_entry(new_parent, new_name)
+            raise
+        if flags:
+            self._cache.forget_entry(parent, name)
+        else:
+            self._cache.changed(parent, name, None, asked_at)
+        self._cache.changed(new_parent, new_name, ino, asked_at)
+        self._shown(self._cache.put(ino, blob, asked_at), 0.0)
+        self._cache.forget_attributes(replaced)
+
+    def _may_be(self, ino: InodeNumber | None) -> list[InodeNumber]:
+        """The open inodes with unwritten data that a name may stand for."""
+        if ino is not None:
+            return [ino] if ino in self._open and self._open[ino].writer.is_dirty else []
+        return [i for i, inode in self._open.items() if inode.writer.is_dirty]
+
+    # ── attributes
+
+    async def getattr(self, ino: InodeNumber) -> Shown:
+        held = self._cache.attributes(ino, trio.current_time())
+        if held is not None:
+            return self._shown(held[0], held[1])
+        asked_at = trio.current_time()
+        (blob,) = await self._ask("getattr", ino=ino)
+        return self._shown(self._cache.put(ino, blob, asked_at), self._left(asked_at))
+
+    async def setattr(self, ino: InodeNumber, **changes: Any) -> Shown:
+        """Changes among mode, uid, gid, size, atime_ns, mtime_ns; a time of None is now.
+
+        What was written before is committed first, so that a later commit changes neither again.
+        """
+        self._writable()
+        inode = self._open.get(ino)
+        if inode is not None and inode.writer.is_dirty and ("size" in changes or "mtime_ns" in changes):
+            await inode.writer.flush(sync=False)
+        arguments = {k: v for k, v in changes.items() if not k.endswith("_ns")}
+        for name in ("atime", "mtime"):
+            if f"{name}_ns" in changes:
+                time_ns = changes[f"{name}_ns"]
+                arguments[name] = True if time_ns is None else pack_time(time_ns)
+        while True:
+            asked_at = trio.current_time()
+            self._cache.forget_attributes(ino)
+            blob, more = await self._ask("setattr", ino=ino, **arguments)
+            attributes = self._cache.put(ino, blob, asked_at)
+            if not more:
+                break
+        if inode is not None and "size" in changes:
+            inode.map.forget(attributes.data_version)
+        return self._shown(attributes, self._left(asked_at))
+
+    async def statfs(self) -> tuple[Space, int, int]:
+        """Raw bytes of the cluster, its replication factor, and how many inodes there are."""
+        files, directories, _ = await self._ask("statfs")
+        return cluster_space(self._replicas.nodes()), self._session.facts.replicas, files + directories
+
+    # ── extended attributes
+
+    async def getxattr(self, ino: InodeNumber, name: bytes) -> bytes:
+        if (await self.getattr(ino)).attributes.xattrs == 0:
+            raise Refused(ENODATA)
+        value: bytes = (await self._ask("getxattr", ino=ino, name=name))[0]
+        return value
+
+    async def listxattr(self, ino: InodeNumber) -> list[bytes]:
+        if (await self.getattr(ino)).attributes.xattrs == 0:
+            return []
+        names: list[bytes] = (await self._ask("listxattr", ino=ino))[0]
+        return names
+
+    async def setxattr(self, ino: InodeNumber, name: bytes, value: bytes, flags: int) -> None:
+        self._writable()
+        asked_at = trio.current_time()
+        (blob,) = await self._ask("setxattr", ino=ino, name=name, value=value, flags=flags)
+        self._shown(self._cache.put(ino, blob, asked_at), 0.0)
+
+    async def removexattr(self, ino: InodeNumber, name: bytes) -> None:
+        self._writable()
+        asked_at = trio.current_time()
+        (blob,) = await self._ask("removexattr", ino=ino, name=name)
+        self._shown(self._cache.put(ino, blob, asked_at), 0.0)
+
+    # ── directories
+
+    def opendir(self, ino: InodeNumber) -> int:
+        return self._directories.add(DirectoryStream(ino, self._metadata, self._cache))
+
+    async def parent_of(self, handle: int) -> tuple[Shown, Shown]:
+        """What `.` and `..` of an open directory are."""
+        own = await self.getattr(self._directories[handle].ino)
+        return own, await self.getattr(own.attributes.parent)
+
+    def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
+        return self._directories[handle].entries(after)
+
+    def listed(self, entry: Entry) -> Shown:
+        """The attributes of an entry just listed."""
+        held = self._cache.attributes(entry.ino, trio.current_time())
+        if held is None:
+            return self._shown(self._cache.put(entry.ino, entry.blob, 0.0), 0.0)
+        return self._shown(held[0], held[1], held[1])
+
+    def releasedir(self, handle: int) -> None:
+        self._directories.pop(handle)
+
+    # ── files
+
+    async def create(
+        self, parent: InodeNumber, name: bytes, mode: int, uid: int, gid: int, flags: int
+    ) -> tuple[int, bool, Shown]:
+        """Opens the file, and makes it if it is not there: a handle, whether the kernel's pages of it are still
+        good, and its attributes."""
+        self._writable()
+        asked_at = trio.current_time()
+        exclusive = bool(flags & os.O_EXCL)
+        try:
+            ino, blob, made = await self._ask(
+                "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid, exclusive=exclusive
+            )
+        except DcsError:
+            self._cache.forget_entry(parent, name)
+            raise
+        shown = self._made(parent, name, ino, blob, asked_at)
+        handle, keep = self._opened(shown.attributes, [] if made else None, flags)
+        if not made and flags & os.O_TRUNC:
+            shown = await self.setattr(ino, size=0)
+        return handle, keep, shown
+
+    async def open(self, ino: InodeNumber, flags: int) -> tuple[int, bool]:
+        """A handle, and whether the kernel's pages of the file are still good."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes:
+            self._writable()
+        asked_at = trio.current_time()
+        blob, rows = await self._ask("open", ino=ino, chunks=WINDOW_CHUNKS)
+        attributes = self._cache.put(ino, blob, asked_at)
+        handle, keep = self._opened(attributes, rows, flags)
+        if flags & os.O_TRUNC and writes:
+            await self.setattr(ino, size=0)
+        return handle, keep
+
+    def _opened(self, attributes: Attributes, rows: list[Any] | None, flags: int) -> tuple[int, bool]:
+        ino = attributes.ino
+        inode = self._open.get(ino)
+        if inode is None:
+            inode = self._open[ino] = self._new_inode(attributes)
+        inode.learn(attributes)
+        inode.handles += 1
+        if rows is not None and attributes.data_version >= inode.map.version:
+            inode.map.begin(attributes.data_version, rows)
+        keep = self._versions.get(ino) == attributes.data_version
+        self._note_version(ino, attributes.data_version)
+        handle = FileHandle(
+            inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
+            writes=flags & os.O_ACCMODE != os.O_RDONLY, failures_told=inode.writer.failures,
+        )  # fmt: skip
+        return self._files.add(handle), keep
+
+    def _note_version(self, ino: InodeNumber, version: int) -> None:
+        self._versions[ino] = version
+        if len(self._versions) > VERSIONS_MAX:
+            del self._versions[next(iter(self._versions))]
+
+    def _new_inode(self, attributes: Attributes) -> OpenInode:
+        ino = attributes.ino
+        chunks = ChunkMap(ino, self._metadata)
+
+        def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
+            fresh = self._cache.put(ino, blob, trio.current_time())
+            inode.learn(fresh)
+            chunks.committed(before, fresh.data_version, laid)
+            if self._versions.get(ino) == before:
+                self._note_version(ino, fresh.data_version)
+            return fresh
+
+        def moved() -> None:
+            self._versions.pop(ino, None)
+            if self.on_moved is not None:
+                self.on_moved(ino)
+
+        writer = FileWriter(attributes, lambda: self._cache.name_of(ino), self._parts, committed, moved)
+        inode = OpenInode(attributes, chunks, FileReader(attributes.chunk_size, chunks, self._blocks, writer), writer)
+        return inode
+
+    async def read(self, handle: int, offset: int, size: int) -> Buffer:
+        file = self._files[handle]
+        inode = file.inode
+        if offset + size > inode.size and not inode.writer.is_dirty:
+            await self._refresh(inode)
+        return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
+
+    async def _refresh(self, inode: OpenInode) -> None:
+        """Looks whether others made the file longer, as often as attributes may be cached."""
+        shown = await self.getattr(inode.ino)
+        if shown.attributes.data_version != inode.map.version:
+            inode.map.forget(shown.attributes.data_version)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        file = self._files[handle]
+        inode = file.inode
+        written = await inode.writer.write(offset, data, append_at=inode.attributes.size if file.append else None)
+        if file.sync:
+            await self.fsync(handle)
+        return written
+
+    async def flush(self, handle: int) -> None:
+        """At each close(2): all is on the nodes and committed. Raises what went wrong, to every handle once."""
+        file = self._files[handle]
+        if not file.writes:
+            return
+        if self._settings.sync_on_close:
+            await self.fsync(handle)
+            return
+        if file.inode.attributes.nlink == 0 and file.inode.handles == 1:
+            return  # Nobody can read it after this close: `release` lets it go.
+        await self._flush(file, sync=False)
+
+    async def fsync(self, handle: int) -> None:
+        """All of the file is on stable storage, also what others stored without."""
+        file = self._files[handle]
+        inode = file.inode
+        await self._flush(file, sync=True)
+        if inode.attributes.unsynced_s * 1_000_000_000 + NODE_SYNC_SECONDS * 1e9 > self._session.now_ns():
+            await self._sync_everywhere()
+
+    async def _flush(self, file: FileHandle, *, sync: bool) -> None:
+        writer = file.inode.writer
+        try:
+            await writer.flush(sync=sync)
+        except DcsError:
+            file.failures_told = writer.failures
+            raise
+        if file.failures_told != writer.failures:
+            file.failures_told = writer.failures
+            if writer.last_error is not None:
+                raise writer.last_error
+
+    async def _sync_everywhere(self) -> None:
+        """Every node that is alive has all it took on stable storage; as many may fail as a write may do without."""
+        nodes = [node.number for node in self._replicas.nodes() if node.state == "alive"]
+        confirmed = await self._barrier(nodes)
+        spare = max(0, self._session.facts.replicas - self._settings.min_write_replicas)
+        if len(confirmed) < len(nodes) - spare or not confirmed:
+            raise Unavailable("too few storage nodes could bring the data to stable storage")
+
+    async def _barrier(self, nodes: Iterable[NodeNumber]) -> set[NodeNumber]:
+        return await self._extents.barrier(set(nodes))
+
+    async def release(self, handle: int) -> None:
+        """The last close: nobody waits for it. What could not be stored is tried again for a while."""
+        file = self._files.pop(handle)
+        inode = file.inode
+        inode.handles -= 1
+        if inode.handles:
+            return
+        if inode.attributes.nlink == 0:
+            inode.writer.discard()
+        if inode.writer.is_dirty:
+            self._nursery.start_soon(self._store_later, inode)
+        else:
+            await self._forget(inode)
+
+    async def _store_later(self, inode: OpenInode) -> None:
+        end_at = trio.current_time() + KEEP_FAILED_SECONDS
+        while inode.writer.is_dirty and not inode.handles and trio.current_time() < end_at:
+            try:
+                await inode.writer.flush(sync=False)
+            except DcsError as error:
+                log.debug("inode %d: %s", inode.ino, error)
+                await trio.sleep(RETRY_FAILED_SECONDS)
+        if not inode.handles:
+            self._give_up(inode)
+            await self._forget(inode)
+
+    def _give_up(self, inode: OpenInode) -> None:
+        lost = sum(len(piece) for chunk in inode.writer.unstored(0, 2**62) for piece in chunk.pieces())
+        if lost:
+            self.lost_bytes += lost
+            log.error("inode %d: %d written bytes could not be stored and are lost", inode.ino, lost)
+            inode.writer.discard()
+
+    async def _forget(self, inode: OpenInode) -> None:
+        if self._open.get(inode.ino) is not inode or inode.handles:
+            return
+        del self._open[inode.ino]
+        try:
+            await self._ask("release", ino=inode.ino)
+        except DcsError as error:
+            log.info("inode %d: the metadata was not told that it is closed: %s", inode.ino, error)
+        again = self._open.get(inode.ino)
+        if again is not None:  # Opened meanwhile: the release may have come after that open.
+            await self._ask("open", ino=inode.ino, chunks=0)
+
+    # ── all together
+
+    def _relieve(self) -> None:
+        """The budget is used up: stores what the files hold that were not written to for longest."""
+        if not self._relieving:
+            self._relieving = True
+            self._nursery.start_soon(self._flush_some)
+
+    async def _flush_some(self) -> None:
+        try:
+            for inode in sorted(self._open.values(), key=lambda i: i.writer.mtime_ns):
+                if inode.writer.is_dirty:
+                    await inode.writer.flush(sync=False)
+        except DcsError as error:
+            log.warning("cannot make room for written data: %s", error)
+            await trio.sleep(RETRY_FAILED_SECONDS)
+        finally:
+            self._relieving = False
+
+    async def flush_all(self) -> None:
+        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`."""
+        async with trio.open_nursery() as nursery:
+            for inode in list(self._open.values()):
+                nursery.start_soon(self._flush_last, inode)
+
+    async def _flush_last(self, inode: OpenInode) -> None:
+        try:
+            await inode.writer.flush(sync=False)
+        except DcsError as error:
+            log.error("inode %d (%r): %s", inode.ino, self._cache.name_of(inode.ino), error)
+            self._give_up(inode)

@@ -1,0 +1,49 @@
+"""The files that are open in this mount: what their handles share.
+
+Called by the file system. An open inode lives from its first open to its last release, and
+longer while it holds data that could not be stored. Its attributes here are newer than the
+cache's: sizes and times of writes that are not committed are laid over them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fusefs.vfs.chunk_map import ChunkMap
+from fusefs.vfs.file_reader import FileReader
+from fusefs.vfs.file_writer import FileWriter
+from servers.protocol.ids import InodeNumber
+from servers.protocol.naming_api import Attributes
+
+
+class OpenInode:
+    __slots__ = ("attributes", "attributes_at", "handles", "ino", "map", "reader", "writer")
+
+    def __init__(self, attributes: Attributes, chunks: ChunkMap, reader: FileReader, writer: FileWriter) -> None:
+        self.ino: InodeNumber = attributes.ino
+        self.attributes = attributes
+        """As last committed, by anybody."""
+        self.handles = 0
+        self.map = chunks
+        self.reader = reader
+        self.writer = writer
+
+    def learn(self, attributes: Attributes) -> None:
+        """Attributes from the metadata; older ones than what is known are not taken."""
+        if attributes.ctime_ns >= self.attributes.ctime_ns:
+            self.attributes = attributes
+
+    @property
+    def size(self) -> int:
+        """In bytes, with what this mount has written and not committed."""
+        return max(self.attributes.size, self.writer.end)
+
+    def shown(self) -> Attributes:
+        """The attributes as stat(2) must show them in this mount."""
+        writer, known = self.writer, self.attributes
+        if not writer.is_dirty:
+            return known
+        return replace(
+            known, size=max(known.size, writer.end), mtime_ns=max(known.mtime_ns, writer.mtime_ns),
+            ctime_ns=max(known.ctime_ns, writer.mtime_ns),
+        )  # fmt: skip
