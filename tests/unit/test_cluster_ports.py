@@ -52,12 +52,12 @@ def test_what_is_named_wins_over_what_was_kept(settings: Callable[..., ClusterSe
 @pytest.mark.parametrize("taken", [7000, 7001, 7003])
 def test_a_kept_port_that_is_taken_is_an_error(settings: Callable[..., ClusterSettings], taken: int) -> None:
     """Addresses that people have written down do not change behind their back."""
-    with pytest.raises(ClusterProblem, match=f"Port {taken} .* in use"):
+    with pytest.raises(ClusterProblem, match=rf"Port {taken} .* in use"):
         choose(settings(), KEPT, taken={taken})
 
 
 def test_a_named_port_that_is_taken_is_an_error(settings: Callable[..., ClusterSettings]) -> None:
-    with pytest.raises(ClusterProblem, match="Port 9000 .* DCS_REDIS_PORT"):
+    with pytest.raises(ClusterProblem, match=r"Port 9000 .* DCS_REDIS_PORT"):
         choose(settings(redis_port=9000), taken={9000})
 
 

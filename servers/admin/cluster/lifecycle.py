@@ -25,6 +25,8 @@ from servers.admin.cluster.settings import ClusterSettings
 from servers.admin.cluster.supervisor import ProcessState, Supervisor
 
 UP_SECONDS = 60.0
+ONE_UP_SECONDS = 25.0
+"""For one program; longer than the supervisor tries to start one that keeps dying."""
 POLL_SECONDS = 0.1
 LOG_TAIL_BYTES = 4096
 
@@ -158,36 +160,40 @@ def _cluster(home: Home, mount: Path) -> tuple[Program, ...]:
 
 
 def _start_missing(home: Home, supervisor: Supervisor, cluster: tuple[Program, ...], say: Say) -> bool:
-    """Everything runs and works; whether anything had to be started. Raises ClusterProblem."""
+    """Everything runs and works; whether anything had to be started. Raises ClusterProblem.
+
+    A storage node that does not work holds nothing else up: two of three are enough to work with.
+    """
     deadline = time.monotonic() + UP_SECONDS
     started = False
-    for kind in ("redis", "naming", "storage", "mount"):
-        stage = [program for program in cluster if program.kind == kind]
-        states = supervisor.states()
-        missing = [program for program in stage if not states[program.name].is_up]
-        if missing:
-            say(f"Starting {', '.join(program.name for program in missing)}")
-            started = True
-        for program in missing:
+    problems = []
+    for program in cluster:
+        if not supervisor.states()[program.name].is_up:
+            say(f"Starting {program.name}")
             supervisor.start(program.name)
-        _wait_until_healthy(home, supervisor, stage, deadline)
+            started = True
+        problem = _wait_until_healthy(home, supervisor, program, min(deadline, time.monotonic() + ONE_UP_SECONDS))
+        if problem is not None and program.kind in ("redis", "naming"):
+            raise ClusterProblem(problem)
+        problems += [problem] if problem else []
+    if problems:
+        raise ClusterProblem("; ".join(problems))
     return started
 
 
-def _wait_until_healthy(home: Home, supervisor: Supervisor, stage: list[Program], deadline: float) -> None:
+def _wait_until_healthy(home: Home, supervisor: Supervisor, program: Program, deadline: float) -> str | None:
+    """None when it works; what is wrong when it does not in time."""
     secret, naming_address = home.secret(), _naming_address(home)
     while True:
-        states = supervisor.states()
-        for program in stage:
-            if states[program.name].state in ("FATAL", "EXITED"):
-                raise ClusterProblem(f"{program.name} keeps ending: {_last_line(home, program)}")
-        problems = [(p, health.problem_of(p, naming_address, secret)) for p in stage]
-        unhealthy = [(program, problem) for program, problem in problems if problem]
-        if not unhealthy and all(states[program.name].is_up for program in stage):
-            return
+        now = supervisor.states()[program.name]
+        if now.state in ("FATAL", "EXITED"):
+            return f"{program.name} keeps ending. {_last_line(home, program)}"
+        problem = health.problem_of(program, naming_address, secret)
+        if problem is None and now.is_up:
+            return None
         if time.monotonic() > deadline:
-            program, problem = unhealthy[0] if unhealthy else (stage[0], "restarts again and again")
-            raise ClusterProblem(f"{program.name} is not healthy: {problem}. {_last_line(home, program)}")
+            why = problem or "it restarts again and again"
+            return f"{program.name} is not healthy: {why}. {_last_line(home, program)}"
         time.sleep(POLL_SECONDS)
 
 

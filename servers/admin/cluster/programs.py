@@ -31,9 +31,6 @@ STOP_SECONDS = 30
 MOUNT_STOP_SECONDS = 40
 """A mount may need its whole flush deadline of 30 s."""
 
-# The process died, but the kernel keeps the mount, and every call on it fails with ENOTCONN until it is taken away.
-_CLEAR_DEAD_MOUNT = 'timeout 5 stat "$DCS_MOUNTPOINT" >/dev/null 2>&1 || fusermount3 -uz "$DCS_MOUNTPOINT" 2>/dev/null'
-
 
 @dataclass(frozen=True)
 class Program:
@@ -74,7 +71,7 @@ def programs(home: Home, ports: Ports, mountpoint: Path) -> tuple[Program, ...]:
         Program(
             "mount",
             "mount",
-            f'{_CLEAR_DEAD_MOUNT}; exec "$DCS_PYTHON" -m fusefs "$DCS_MOUNTPOINT" --foreground',
+            'exec "$DCS_PYTHON" -m fusefs "$DCS_MOUNTPOINT" --foreground',
             str(mountpoint),
             None,
             MOUNT_STOP_SECONDS,
