@@ -77,7 +77,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         async def on_new_session() -> None:
             await filesystem.reopen()
 
-        session = Session(metadata, naming, replicas, f"mount of {settings.mountpoint}", on_new_session)
+        session = Session(metadata, naming, replicas.update, f"mount of {settings.mountpoint}", on_new_session)
         await _open_session(session, naming)
         extents = ExtentClient(
             StorageClient(transport), replicas, new_id=session.new_extent, volume=session.facts.uuid,

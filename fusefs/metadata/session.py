@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.settings import SESSION_RENEW_SECONDS
 from servers.client.naming import NamingClient
 from servers.protocol.errors import DcsError, SessionLost
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.placement import NodeView
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ class Session:
         self,
         metadata: MetadataClient,
         naming: NamingClient,
-        replicas: Replicas,
+        on_nodes: Callable[[Iterable[NodeView]], None],
         what: str,
         on_new_session: Callable[[], Awaitable[None]],
     ) -> None:
         self._metadata = metadata
         self._naming = naming
-        self._replicas = replicas
+        self._on_nodes = on_nodes
         self._what = what
         self._on_new_session = on_new_session
         self._extents = 0
@@ -63,7 +63,7 @@ class Session:
         self._metadata.begin_session(SessionNumber(number))
         self._extents = 0
         self._learn(facts)
-        self._replicas.update(await self._naming.nodes())
+        self._on_nodes(await self._naming.nodes())
 
     def _learn(self, facts: dict[bytes, Any]) -> None:
         self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
@@ -111,7 +111,7 @@ class Session:
         while True:
             await trio.sleep(NODES_SECONDS)
             try:
-                self._replicas.update(await self._naming.nodes())
+                self._on_nodes(await self._naming.nodes())
             except DcsError as error:
                 log.debug("cannot read the table of nodes: %s", error)
 
