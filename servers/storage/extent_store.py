@@ -276,10 +276,11 @@ class ExtentStore:
             self._unsynced.clear()
         return taken
 
-    def oldest_unsynced_at(self) -> float | None:
-        """Does not block."""
+    def unsynced(self) -> tuple[int, float]:
+        """How many wait, and since when the first of them. Does not block."""
         with self._lock:
-            return next(iter(self._unsynced.values())).stored_at if self._unsynced else None
+            first = next(iter(self._unsynced.values()), None)
+            return len(self._unsynced), first.stored_at if first is not None else 0.0
 
     # Listing.
 

@@ -25,7 +25,9 @@ from servers.storage.extent_store import ExtentStore, Unsynced
 
 SYNC_AFTER_SECONDS = 2.0
 """The age at which an extent is synced unasked; leaves 3 s for it to be done within 5."""
-LOOK_SECONDS = 0.5
+SYNC_COUNT = 256
+"""So many are synced however young they are: far below where stores would have to sync for themselves."""
+LOOK_SECONDS = 0.1
 ONE_BY_ONE_MAX = 32
 """Up to here each file is synced for itself; more are synced with their whole file system, which costs one
 journal commit and one flush of the disk but waits for what others wrote too."""
@@ -51,7 +53,7 @@ class Syncer:
 
     async def barrier(self) -> None:
         """All that the store took before this call is on stable storage. Raises SyncFailed, TimeoutError."""
-        if self._flushing or self._store.oldest_unsynced_at() is not None:
+        if self._flushing or self._store.unsynced()[0]:
             flush = self._next_flush = self._next_flush or asyncio.get_running_loop().create_future()
             self._asked.set()
             async with asyncio.timeout(BARRIER_SECONDS):
@@ -76,8 +78,8 @@ class Syncer:
 
     async def _wait_for_work(self) -> None:
         while not self._asked.is_set():
-            oldest = self._store.oldest_unsynced_at()
-            if oldest is not None and time.monotonic() - oldest >= SYNC_AFTER_SECONDS:
+            count, oldest = self._store.unsynced()
+            if count >= SYNC_COUNT or (count and time.monotonic() - oldest >= SYNC_AFTER_SECONDS):
                 return
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
