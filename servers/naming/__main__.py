@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from servers.naming.app import make_app
+from servers.naming.redis_store import UnsafeRedis
 from servers.naming.routes.ops import ops_lane
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
@@ -37,7 +39,12 @@ def main() -> int:
         secret = load_secret(Path(file) if file else None, os.environ.get("DCS_SECRET"))
         service = Service(settings, secret.text)
         bound = listen(settings.host, settings.port)
-    except (ValidationError, ValueError, SecretError, CannotListen) as error:
+        asyncio.run(service.store.check())
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        print(f"naming server: {str(wrong['loc'][0]).upper()}: {wrong['msg']}", file=sys.stderr)
+        return 1
+    except (ValueError, SecretError, CannotListen, UnsafeRedis) as error:
         print(f"naming server: {error}", file=sys.stderr)
         return 1
     logging.getLogger(__name__).info("naming server of volume %s", settings.volume)

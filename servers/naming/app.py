@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
+from servers.client.naming import TOO_OLD
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.schedule import Job, Schedule
-from servers.naming.redis_store import UnsafeRedis
+from servers.naming.redis_store import VolumeLost
 from servers.naming.routes.cluster import cluster_routes
+from servers.naming.routes.extents import extent_routes
 from servers.naming.routes.files import file_routes
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError, Refused, TooFewNodes, TryAgain
@@ -22,8 +27,10 @@ from servers.protocol.storage_api import HEALTH_PATH
 
 log = logging.getLogger(__name__)
 
-FIRST_CONNECTION_SECONDS = 30.0
-STATUS_OF_ERRNO = {1: 403, 2: 404, 17: 409, 20: 404, 21: 409, 28: 507, 30: 503, 36: 422, 39: 409, 116: 404}
+STATUS_OF_ERRNO = {
+    1: 403, 2: 404, 5: 503, 11: 409, 17: 409, 18: 409, 20: 404, 21: 409, 27: 422, 28: 507, 30: 503, 36: 422, 39: 409,
+    116: 404, TOO_OLD: 503,
+}  # fmt: skip
 
 DESCRIPTION = """Names, attributes and chunk maps of a Distributed Chunk Storage volume.
 
@@ -36,13 +43,16 @@ def make_app(service: Service) -> FastAPI:
     )
     app.include_router(file_routes(service))
     app.include_router(cluster_routes(service))
+    app.include_router(extent_routes(service))
 
     @app.get(HEALTH_PATH)
     async def health() -> JSONResponse:
-        """200 while Redis answers; 503 otherwise."""
-        if service.store.connected:
+        """200 while Redis answers and has the volume; 503 otherwise."""
+        fault = service.store.fault
+        if service.store.connected and fault is None:
             return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "redis is away", "detail": str(service.store.fault or "")}, 503)
+        status = "the volume is not as it was" if isinstance(fault, VolumeLost) else "redis is away"
+        return JSONResponse({"status": status, "detail": str(fault or "")}, 503)
 
     @app.exception_handler(DcsError)
     async def refuse(request: Request, error: DcsError) -> JSONResponse:
@@ -54,7 +64,7 @@ def make_app(service: Service) -> FastAPI:
 def _status_of(error: DcsError) -> int:
     if isinstance(error, Refused):
         return STATUS_OF_ERRNO.get(error.errno, 400)
-    if isinstance(error, TryAgain):
+    if isinstance(error, TryAgain | VolumeLost):
         return 503
     if isinstance(error, TooFewNodes):
         return 500  # As the first users' scripts expect it: "Fewer than 3 storage servers available".
@@ -75,13 +85,14 @@ def _lifespan(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyncC
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         schedule = Schedule(service, _jobs(service))
-        connection = asyncio.create_task(service.store.run(), name="redis")
-        tasks = [connection]
+        tasks = [
+            _lasting(service.store.run(), "redis"),
+            _lasting(schedule.run(), "schedule"),
+            _lasting(service.keep_session(), "session"),
+        ]
         try:
-            await _first_connection(service, connection)
-            tasks += [asyncio.create_task(schedule.run()), asyncio.create_task(service.keep_session())]
             yield
-            with contextlib.suppress(DcsError, TimeoutError):
+            with contextlib.suppress(DcsError):
                 await schedule.resign()
             await service.close()
         finally:
@@ -92,15 +103,14 @@ def _lifespan(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyncC
     return lifespan
 
 
-async def _first_connection(service: Service, connection: asyncio.Task[None]) -> None:
-    """Returns when Redis is there, or after a while without it: then requests wait for it.
+def _lasting(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task that ends with the server; should it end before, the server ends too, rather than be half there."""
 
-    Raises UnsafeRedis when Redis is there and would lose what it acknowledges."""
-    connected = asyncio.create_task(service.store.wait_connected())
-    await asyncio.wait({connection, connected}, timeout=FIRST_CONNECTION_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-    connected.cancel()
-    if connection.done():
-        await connection
-        raise UnsafeRedis("the connection to Redis ended")
-    if not service.store.connected:
-        log.warning("redis does not answer yet; requests will wait for it")
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            log.critical("%s ended; so does the naming server", name, exc_info=task.exception())
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task

@@ -1,34 +1,38 @@
 """The keys of a volume in Redis.
 
 All begin with `dcs:{VOLUME}`; the braces put them into one Redis Cluster slot. Only the function
-library (`lua/`) writes them, except for `volume`, which `redis_store` makes once.
+library (`lua/`) writes them, but for `leader`.
 
     key after the prefix    type    value                                   invariant
-    :volume                 hash    uuid, chunk_size, replicas, seq,        seq only grows; safe is there only
-                                    next_ino, next_session, next_node,      in SAFE mode; numbers are never
-                                    files, directories, extents, bytes,     used again
-                                    lease_ms, orphan_grace_ms,
-                                    condemned_grace_ms, safe
+    :volume                 hash    uuid, chunk_size, replicas, seq,        seq only grows; numbers are never used
+                                    next_ino, next_session, next_node,      again; `safe`, the reason, is there only
+                                    files, directories, extents, bytes,     in SAFE mode (an operator who knows better
+                                    lease_ms, orphan_grace_ms,              deletes it)
+                                    condemned_grace_ms, alive_ms, safe
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
                                                                             and stays with its name
-    :m:INO                  hash    chunk index -> flat array of segments   sorted, no overlap; see lua/chunks.lua
-    :t:SEQ                  hash    a map put aside by a truncation         in :purge
+    :m:INO                  hash    chunk index -> flat array of segments   sorted, no overlap, not beyond the size;
+                                                                            see lua/chunks.lua
+    :t:INO:SEQ              hash    as :m:, put aside to be let go of       in :purge
     :a:INO                  hash    extended attribute -> value             the inode counts them
-    :o:INO                  set     sessions that have it open              the mirror of :so:
+    :o:INO                  hash    session that has it open -> its op      the mirror of :so:
     :x:SESSION              hash    extent counter -> {ino, chunk, ...}     exactly the extents that a map shows,
                                                                             with every chunk that shows them
-    :sessions               zset    session by end of lease, ms
+                                                                            (of a map put aside: perhaps)
+    :sessions               zset    session by end of lease, ms             0: over, and being forgotten
     :s:SESSION              hash    host, what, opened_s
     :so:SESSION             set     inodes it has open
     :op:SESSION             hash    n -> reply, top                         the last 1,024 mutations
     :orphans                zset    inode without a name, by due ms         nlink is 0, or it is a stub
-    :purge                  zset    m:INO or t:SEQ to let go                their inode is gone, or cut to nothing
-    :condemned              zset    extent by due ms                        no map shows it
+    :purge                  zset    m:INO or t:INO:SEQ to let go of, by ms  of m:INO the inode is gone
+    :condemned              zset    extent by due ms                        no map shows it, nor ever will again
     :condemned_nodes        hash    extent -> nodes that still have it      the same extents as :condemned
-    :thin                   set     extents with too few replicas
-    :damaged                hash    extent + node -> {s, why}
+    :collected              set     session some of whose extents were      it is over; no commit shows one of its
+                                    deleted as garbage                      extents that none showed before
+    :thin                   set     extents with too few replicas           a map shows them
+    :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again
     :node_numbers           hash    node uuid -> number
     :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order

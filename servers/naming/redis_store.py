@@ -11,12 +11,12 @@ system call: a redis-py command costs some 150 µs of CPU, this 20.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-import uuid
 from collections import deque
-from collections.abc import Sequence
 from typing import Any, cast
+from uuid import uuid4
 
 import hiredis
 import msgpack
@@ -35,15 +35,23 @@ CONNECT_SECONDS = 1.0
 SETUP_SECONDS = 5.0
 RECONNECT_SECONDS = 0.2
 CALL_SECONDS = 30.0
+PROBE_SECONDS = 1.0
 SILENCE_SECONDS = 35.0
 """A connection whose oldest question is older than this is given up: every call on it has timed out."""
 CALLS_MAX = 4096
-
-_ROOT_MODE = 0o040755
+PASSING_ERRORS = (
+    "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MISCONF",
+)  # fmt: skip
+"""Error replies of a Redis that may do it later."""
+ENOENT, ENOSPC, ESTALE = 2, 28, 116
 
 
 class UnsafeRedis(DcsError):
     """Redis is not set up to keep what it acknowledges."""
+
+
+class VolumeLost(DcsError):
+    """Redis answers, but the volume that was there is not."""
 
 
 class _RedisError(DcsError):
@@ -67,6 +75,7 @@ class _Connection(asyncio.Protocol):
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(TryAgain("the connection to Redis broke"))
+                future.exception()  # Nobody may wait for it any more.
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -85,6 +94,7 @@ class _Connection(asyncio.Protocol):
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         if self._transport is None or self._transport.is_closing():
             future.set_exception(TryAgain("the connection to Redis broke"))
+            future.exception()
             return future
         self._waiting.append((future, time.monotonic()))
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says list-like
@@ -99,25 +109,41 @@ class _Connection(asyncio.Protocol):
 
 
 class RedisStore:
-    """The volume's functions. `run` keeps the connection; start it in a task."""
+    """The volume's functions. `run` keeps the connection; start it in a task.
+
+    Once a volume was seen this process works with no other: `_uuid` goes along with each call, and
+    the function refuses where another volume is, or none. That, and metadata older than what was
+    seen, is found once a second too, so that it is loud.
+    """
 
     def __init__(self, settings: NamingSettings) -> None:
         self._settings = settings
-        self._options = parse_url(settings.redis_url)  # type: ignore[no-untyped-call]
+        self._options = _read_url(settings.redis_url)
+        if not is_chunk_size(settings.chunk_size):
+            raise ValueError(f"CHUNK_SIZE={settings.chunk_size}: a power of two from 1 KiB to 64 MiB is wanted")
         self._library: Library = library()
         self._key = prefix(settings.volume).encode()
         self._names: dict[str, bytes] = {}
         self._connection: _Connection | None = None
         self._connected = asyncio.Event()
+        self._uuid = b""
+        self._seq = 0
+        self._safe: bytes | None = None
         self._under_way = 0
         self._calls = 0
         self._retries = 0
         self.fault: DcsError | None = None
-        """Why the connection cannot be used at all, when it is Redis's set-up and not its absence."""
+        """Why the volume cannot be worked with now; None when it can."""
 
     @property
     def connected(self) -> bool:
         return self._connected.is_set()
+
+    @property
+    def outage_ms(self) -> int:
+        """A time without a background job that is longer than this is one in which nobody could renew a lease."""
+        s = self._settings
+        return int(1000 * max(s.session_lease_seconds / 4, 3 * s.background_interval_seconds))
 
     async def wait_connected(self) -> None:
         await self._connected.wait()
@@ -125,90 +151,96 @@ class RedisStore:
     def statistics(self) -> dict[str, int]:
         return {"calls": self._calls, "retries": self._retries, "under_way": self._under_way}
 
+    # Calls.
+
     async def call(
         self, verb: str, session: int = 0, n: int = 0, arguments: bytes = b"\x80", *, seconds: float = CALL_SECONDS
     ) -> bytes:
         """The function's packed reply. Raises Unavailable at the deadline, Refused(ENOSPC) on a full Redis."""
         if self._under_way >= CALLS_MAX:
             raise TryAgain("too many calls to Redis at once")
-        function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
-        command = (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments)
-        deadline = time.monotonic() + seconds
         self._under_way += 1
         self._calls += 1
         try:
-            while True:
-                try:
-                    async with asyncio.timeout_at(asyncio.get_running_loop().time() + deadline - time.monotonic()):
-                        while (connection := self._connection) is None or not self._connected.is_set():
-                            await self._connected.wait()
-                        return cast(bytes, await connection.send(*command))
-                except TimeoutError:
-                    raise Unavailable(f"Redis did not answer within {seconds:.0f} s") from self.fault
-                except TryAgain:
-                    self._retries += 1
-                    await asyncio.sleep(0)
-                except _RedisError as error:
-                    await self._after_error(error)
+            async with asyncio.timeout(seconds):
+                while True:
+                    while (connection := self._connection) is None or not self._connected.is_set():
+                        await self._connected.wait()
+                    try:
+                        return cast(bytes, await connection.send(*self._command(verb, session, n, arguments)))
+                    except TryAgain:
+                        self._retries += 1
+                        await asyncio.sleep(0)
+                    except _RedisError as error:
+                        await self._after_error(error)
+        except TimeoutError:
+            why = f" ({self.fault})" if self.fault is not None else ""
+            raise Unavailable(f"Redis did not answer within {seconds:.0f} s{why}") from self.fault
         finally:
             self._under_way -= 1
 
+    def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
+        function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
+        return (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments, self._uuid)
+
     async def _after_error(self, error: _RedisError) -> None:
         """Returns when the call should be sent again."""
-        text = str(error)
-        if text.startswith("OOM"):
-            raise Refused(28, "Redis is full")
-        if text.startswith(("LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN")):
-            await asyncio.sleep(RECONNECT_SECONDS)
-            return
-        if "Function not found" in text and self._connection is not None:  # a Redis that was flushed or restored
+        words = str(error)
+        if words.startswith("OOM"):
+            raise Refused(ENOSPC, "Redis is full")
+        if "Function not found" in words and self._connection is not None:  # Redis was restored, or functions flushed.
             self._connection.abort()
-            await asyncio.sleep(RECONNECT_SECONDS)
-            return
-        raise error
+        elif not words.startswith(PASSING_ERRORS):
+            raise error
+        await asyncio.sleep(RECONNECT_SECONDS)
 
     async def ask(self, verb: str, session: int = 0, n: int = 0, /, **arguments: Any) -> list[Any]:
-        """The function's results, unpacked. Raises Refused."""
-        reply = msgpack.unpackb(
-            await self.call(verb, session, n, pack_arguments(arguments)), raw=True, strict_map_key=False
-        )
-        if reply[0] != 0:
-            raise Refused(reply[0], verb)
-        results: list[Any] = reply[1:]
-        return results
+        """The function's results, unpacked. Raises Refused, Unavailable."""
+        return _results(verb, await self.call(verb, session, n, pack_arguments(arguments)))
 
     async def command(self, *command: bytes | str | int) -> Any:
         """A plain Redis command, for the few reads that no function does. Raises TryAgain."""
-        if self._connection is None or not self._connected.is_set():
+        connection = self._connection
+        if connection is None or not self._connected.is_set():
             raise TryAgain("Redis is away")
-        async with asyncio.timeout(SETUP_SECONDS):
-            return await self._connection.send(*command)
+        if isinstance(self.fault, VolumeLost) and not self._safe:
+            raise self.fault
+        try:
+            async with asyncio.timeout(SETUP_SECONDS):
+                return await connection.send(*command)
+        except TimeoutError as error:
+            raise TryAgain("Redis did not answer in time") from error
+        except _RedisError as error:
+            if str(error).startswith(PASSING_ERRORS):
+                raise TryAgain(str(error)) from error
+            raise
+
+    # The connection.
+
+    async def check(self) -> None:
+        """Raises UnsafeRedis where a Redis answers that cannot be worked with; an absent one is no reason."""
+        try:
+            connection = await self._connect()
+            await self._prepare(connection)
+            connection.abort()
+        except (OSError, TimeoutError, TryAgain, _RedisError) as error:
+            log.info("redis is away: %s", error)
 
     async def run(self) -> None:
-        """Connects, and connects again, until cancelled. Raises UnsafeRedis at the first connection only."""
-        first = True
+        """Connects, and connects again, until cancelled."""
         while True:
             try:
                 connection = await self._connect()
                 await self._prepare(connection)
             except (OSError, TimeoutError, TryAgain, _RedisError) as error:
-                log.debug("redis is away: %s %s", type(error).__name__, error)
-                if not first and self.fault is None:
-                    log.warning("redis is away: %s", error)
-                    self.fault = TryAgain(f"Redis is away: {error}")
+                self._note(TryAgain(f"Redis is away: {str(error) or type(error).__name__}"))
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
             except UnsafeRedis as error:
-                if first:
-                    raise
-                if self.fault is None:
-                    log.error("%s", error)
-                self.fault = error
+                self._note(error)
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
-            if not first:
-                log.info("redis is back")
-            first, self.fault, self._connection = False, None, connection
+            self._connection = connection
             self._connected.set()
             try:
                 await self._watch(connection)
@@ -216,12 +248,30 @@ class RedisStore:
                 self._connected.clear()
                 connection.abort()
 
+    def _note(self, fault: DcsError | None) -> None:
+        """Keeps why the volume cannot be worked with, and says so once."""
+        before, self.fault = self.fault, fault
+        if fault is None:
+            if before is not None:
+                log.info("redis is back")
+        elif type(fault) is not type(before):
+            log.log(logging.WARNING if isinstance(fault, TryAgain) else logging.ERROR, "%s", fault)
+
     async def _watch(self, connection: _Connection) -> None:
-        """Returns when the connection has ended or does not answer."""
+        """Returns when the connection has ended or does not answer; looks at the volume meanwhile."""
         while not connection.closed.done():
-            await asyncio.wait([connection.closed], timeout=1.0)
+            probe = connection.send("HMGET", self._key + b":volume", "uuid", "seq", "safe")
+            await asyncio.wait([connection.closed], timeout=PROBE_SECONDS)
             if connection.oldest_seconds() > SILENCE_SECONDS:
                 return
+            if not probe.done() or probe.exception() is not None:
+                continue
+            uuid, seq, safe = probe.result()
+            if uuid == self._uuid and safe == self._safe and (safe or int(seq) >= self._seq):
+                self._seq = max(int(seq), self._seq)
+                continue
+            with contextlib.suppress(TryAgain, _RedisError):  # Then the next look tells more.
+                await self._open_volume(connection)
 
     async def _connect(self) -> _Connection:
         loop, options = asyncio.get_running_loop(), self._options
@@ -245,7 +295,7 @@ class RedisStore:
                     await connection.send("SELECT", options["db"])
                 await self._check_durability(connection)
                 await self._load(connection)
-                await self._make_volume(connection)
+                await self._open_volume(connection)
         except BaseException:
             connection.abort()
             raise
@@ -274,52 +324,47 @@ class RedisStore:
                 ) from error
             raise
 
-    async def _make_volume(self, connection: _Connection) -> None:
-        """Makes the volume and its root where there is none; changes nothing where there is one."""
+    async def _open_volume(self, connection: _Connection) -> None:
+        """Learns the volume, or makes it where there is none and this process never saw one.
+
+        Notes a fault where another volume is than before, or none, or an older state of it: then the
+        functions refuse, and nothing is made, changed or deleted.
+        """
         s = self._settings
-        if not is_chunk_size(s.chunk_size):
-            raise UnsafeRedis(f"CHUNK_SIZE={s.chunk_size}: a power of two from 1 KiB to 64 MiB is wanted")
-        key = self._key + b":volume"
-        tunable: Sequence[bytes | str | int] = (
-            "lease_ms", int(s.session_lease_seconds * 1000), "orphan_grace_ms", int(s.orphan_grace_seconds * 1000),
-            "condemned_grace_ms", int(s.condemned_grace_seconds * 1000),
+        arguments = pack_arguments(
+            {
+                "make": not self._uuid, "uuid": uuid4().hex, "chunk_size": s.chunk_size,
+                "replicas": s.replication_factor, "uid": s.root_uid, "gid": s.root_gid, "seq": self._seq,
+                "outage_ms": self.outage_ms, "lease_ms": int(s.session_lease_seconds * 1000),
+                "orphan_grace_ms": int(s.orphan_grace_seconds * 1000),
+                "condemned_grace_ms": int(s.condemned_grace_seconds * 1000),
+            }
         )  # fmt: skip
-        if await connection.send("EXISTS", key):
-            await connection.send("HSET", key, *tunable)
+        try:
+            found, seq, safe, made = _results(
+                "volume_open", await connection.send(*self._command("volume_open", 0, 0, arguments))
+            )
+        except Refused as error:
+            if error.errno not in (ENOENT, ESTALE):
+                raise
+            lost = f"volume {self._uuid.decode()} is not in Redis any more"
+            self._note(VolumeLost(f"{lost}: nothing is changed, and nothing deleted"))
             return
-        seconds, micros = await connection.send("TIME")
-        t = [int(seconds), int(micros) * 1000]
-        root = msgpack.packb(
-            [
-                _ROOT_MODE,
-                s.root_uid,
-                s.root_gid,
-                2,
-                0,
-                *t,
-                *t,
-                *t,
-                0,
-                s.chunk_size,
-                0,
-                1,
-                0,
-                0,
-                b"",
-                s.replication_factor,
-                1,
-            ],
-            use_bin_type=False,
-        )
-        for command in (
-            ("MULTI",),
-            (
-                "HSET", key, "uuid", uuid.uuid4().hex, "chunk_size", s.chunk_size, "replicas", s.replication_factor,
-                "seq", 1, "next_ino", 1, "next_session", 0, "next_node", 0, "files", 0, "directories", 1,
-                "extents", 0, "bytes", 0, *tunable,
-            ),
-            ("SET", self._key + b":i:1", root),
-        ):  # fmt: skip
-            await connection.send(*command)
-        await connection.send("EXEC")
-        log.info("made volume %s: chunk size %d, %d replicas", s.volume, s.chunk_size, s.replication_factor)
+        self._uuid, self._seq, self._safe = found, max(seq, self._seq), safe or None
+        self._note(VolumeLost(f"SAFE mode, read-only: {safe.decode()}") if safe else None)
+        if made:
+            log.info("made volume %s: chunk size %d, %d replicas", s.volume, s.chunk_size, s.replication_factor)
+
+
+def _read_url(url: str) -> dict[str, Any]:
+    """The parts of REDIS_URL. Raises ValueError."""
+    if not url.startswith(("redis://", "unix://")):
+        raise ValueError(f"REDIS_URL: redis://host:port/db or unix:///path is wanted, not {url.partition('://')[0]}://")
+    return dict(parse_url(url))  # type: ignore[no-untyped-call]
+
+
+def _results(verb: str, packed: bytes) -> list[Any]:
+    reply: list[Any] = msgpack.unpackb(packed, raw=True, strict_map_key=False)
+    if reply[0] != 0:
+        raise Refused(reply[0], verb)
+    return reply[1:]

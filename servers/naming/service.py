@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 import socket
 from collections.abc import Sequence
@@ -19,11 +20,16 @@ from servers.client.storage import StorageClient
 from servers.naming.membership import read_nodes
 from servers.naming.redis_store import RedisStore
 from servers.naming.settings import NamingSettings
-from servers.protocol.errors import Refused, TryAgain
+from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.limits import OP_WINDOW
 from servers.protocol.placement import NodeView
 
+log = logging.getLogger(__name__)
+
 RENEW_SECONDS = 10.0
+CHANGES_AT_ONCE_MAX = OP_WINDOW // 4
+"""Sent again after a broken connection, none is so late that Redis has forgotten its number."""
 
 
 class Service:
@@ -37,22 +43,23 @@ class Service:
         self._n = 0
         self._extents = 0
         self._opening = asyncio.Lock()
+        self._changes = asyncio.Semaphore(CHANGES_AT_ONCE_MAX)
 
     async def nodes(self) -> list[NodeView]:
         return read_nodes(await self.store.ask("nodes"))
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
         """A mutation in the server's own session. Raises Refused."""
-        for _ in range(2):
-            session = self._session or await self._open_session()
-            self._n += 1
-            try:
-                return await self.store.ask(verb, session, self._n, **arguments)
-            except Refused as error:
-                if error.errno != SESSION_LOST:
-                    raise
-                if self._session == session:
-                    self._session = SessionNumber(0)
+        async with self._changes:
+            for _ in range(2):
+                session = self._session or await self._open_session()
+                self._n += 1
+                try:
+                    return await self.store.ask(verb, session, self._n, **arguments)
+                except Refused as error:
+                    if error.errno != SESSION_LOST:
+                        raise
+                    self._lost(session)
         raise TryAgain("the naming server's own session was lost twice")
 
     async def new_extent(self) -> ExtentId:
@@ -64,14 +71,17 @@ class Service:
         """Renews the lease until cancelled."""
         while True:
             await asyncio.sleep(RENEW_SECONDS)
-            if self._session:
-                with contextlib.suppress(TryAgain):
-                    await self._renew()
+            session = self._session
+            if session:
+                try:
+                    await self.store.ask("session_renew", session)
+                except Refused:
+                    self._lost(session)
+                except DcsError as error:
+                    log.info("the naming server's session is not renewed now: %s", error)
 
-    async def _renew(self) -> None:
-        try:
-            await self.store.ask("session_renew", self._session)
-        except Refused:
+    def _lost(self, session: SessionNumber) -> None:
+        if self._session == session:
             self._session = SessionNumber(0)
 
     async def _open_session(self) -> SessionNumber:

@@ -28,6 +28,14 @@ BLOCK_BYTES = 64 * KIB
 
 CHUNKS_PER_CALL_MAX = 256
 """Chunks that one metadata operation may touch, so that no call holds Redis for long."""
+SEGMENTS_PER_COMMIT_MAX = 16_384
+"""Parts of chunks in one commit."""
+APPENDED_CHUNKS_MAX = 2048
+"""A write through O_APPEND is whole or not at all: the largest, 1 MiB, in the smallest chunks, and as much again."""
+LISTED_CHUNKS_MAX = 65_536
+"""A file with more chunks than this is cut in steps that look at so many."""
+LET_GO_AT_ONCE_MAX = 64
+"""A chunk that showed more extents than this lets go of them in the background."""
 NAMES_PER_CALL_MAX = 1024
 """Directory entries in one page."""
 EXTENTS_PER_CALL_MAX = 4096

@@ -106,14 +106,19 @@ class GarbageCollector:
                 self._since.setdefault((node.uuid, extent), now)
                 seen.add((node.uuid, extent))
             grace = self._service.settings.garbage_grace_seconds
-            due = [e for e in garbage if now - self._since[node.uuid, e] >= grace]
-            # Asked again just before: between the listing and now nothing may have become needed.
-            for extent in await self._service.storage.delete(node.address, await self._garbage_of(due)) if due else ():
-                self.deleted += 1
-                log.info("deleted garbage %s on node %d", extent_text(extent), node.number)
+            await self._delete(node, [e for e in garbage if now - self._since[node.uuid, e] >= grace])
             after = page.next
             if after is None:
                 return seen
+
+    async def _delete(self, node: NodeView, due: list[ExtentId]) -> None:
+        if not due:
+            return
+        # In one step Redis looks again and sees to it that nobody commits them any more: only then they may go.
+        doomed = [ExtentId(e) for e in await self._service.store.ask("collect", extents=due)]
+        for extent in await self._service.storage.delete(node.address, doomed) if doomed else ():
+            self.deleted += 1
+            log.info("deleted garbage %s on node %d", extent_text(extent), node.number)
 
     async def _garbage_of(self, extents: Iterable[ExtentId]) -> list[ExtentId]:
         asked = list(extents)

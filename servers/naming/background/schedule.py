@@ -45,11 +45,15 @@ class Schedule:
     async def _repeat(self, job: Job) -> None:
         while True:
             await asyncio.sleep(job.interval_seconds)
+            if not self._service.store.connected:
+                continue
             try:
                 if await self._lead():
                     await job.run()
-            except (DcsError, TimeoutError, OSError) as error:
+            except DcsError as error:
                 log.info("%s waits: %s", job.name, error)
+            except Exception:  # A job's mistake is loud; it stops neither the other jobs nor its own next turn.
+                log.exception("%s failed", job.name)
 
     async def _lead(self) -> bool:
         store, milliseconds = self._service.store, int(LEADER_SECONDS * 1000)

@@ -63,12 +63,12 @@ end
 
 function Call:owner_key(extent)
   local session, counter = struct.unpack('>I8I8', extent)
-  return self:key('x', session), string.format('%d', counter)
+  return self:key('x', session), text(counter), text(session)
 end
 
 -- The extent's bytes are not needed any more: after the grace, the nodes are told to delete it.
 function Call:condemn(extent, nodes)
-  self.condemn_due = self.condemn_due or (self.ms + self:setting('condemned_grace_ms'))
+  self.condemn_due = self.condemn_due or text(self.ms + self:setting('condemned_grace_ms'))
   call('ZADD', self.K .. ':condemned', self.condemn_due, extent)
   call('HSET', self.K .. ':condemned_nodes', extent, nodes)
 end
@@ -90,20 +90,24 @@ function Call:unreference(extent, index, nodes)
     return
   end
   call('HDEL', key, field)
-  call('HINCRBY', self.K .. ':volume', 'extents', -1)
+  self:add('extents', -1)
   call('SREM', self.K .. ':thin', extent)
+  for i = 1, #nodes, 2 do call('HDEL', self.K .. ':damaged', extent .. nodes:sub(i, i + 1)) end
   self:condemn(extent, nodes)
 end
 
-function Call:unreference_all(segments, index, except)
-  local seen = except or {}
+-- Returns how many extents were looked at; those in the set `shown` stay.
+function Call:unreference_all(segments, index, shown)
+  local seen, count = shown or {}, 0
   for i = 2, #segments, 5 do
     local extent = segments[i]
     if not seen[extent] then
       seen[extent] = true
       self:unreference(extent, index, segments[i + 3])
+      count = count + 1
     end
   end
+  return count
 end
 
 local function extents_of(segments)
@@ -112,55 +116,76 @@ local function extents_of(segments)
   return set
 end
 
+-- Where the maps go that this call puts aside: let go of in steps by `reap`.
+function Call:aside(ino)
+  if not self.aside_name then
+    self.aside_name = string.format('t:%d:%d', ino, self:next_seq())
+    call('ZADD', self.K .. ':purge', text(self.ms), self.aside_name)
+  end
+  return self.K .. ':' .. self.aside_name
+end
+
 -- Replaces what chunk `index` shows. Returns by how many bytes the stored size changed.
 function Call:set_chunk(ino, index, old, new)
-  local key, field = self:key('m', ino), string.format('%d', index)
+  local key, field = self:key('m', ino), text(index)
   if #new == 0 then call('HDEL', key, field) else call('HSET', key, field, pack(new)) end
-  self:unreference_all(old, index, extents_of(new))
+  if #old > 5 * LIMIT.let_go then
+    call('HSET', self:aside(ino), field, pack(old))
+  else
+    self:unreference_all(old, index, extents_of(new))
+  end
   return covered_bytes(new) - covered_bytes(old)
 end
 
 function Call:chunk(ino, index)
-  local blob = call('HGET', self:key('m', ino), string.format('%d', index))
+  local blob = call('HGET', self:key('m', ino), text(index))
   return blob and unpack_value(blob) or {}
+end
+
+-- The file's last chunks, downwards from `last`: all of those from `keep` on, or one more than a call
+-- may touch. Returns them and the index down to which there are no others.
+local function last_chunks(key, keep, last)
+  local indexes, bottom = {}, keep
+  local is_listed = call('HLEN', key) <= LIMIT.listed
+  if not is_listed then
+    bottom = max(keep, last - LIMIT.listed + 1)
+    for index = last, bottom, -1 do
+      if call('HEXISTS', key, text(index)) == 1 then indexes[#indexes + 1] = index end
+      if #indexes > LIMIT.chunks then return indexes, index end
+    end
+  end
+  if is_listed or (#indexes == 0 and bottom > keep) then
+    bottom = keep
+    for _, field in ipairs(call('HKEYS', key)) do
+      if tonumber(field) >= keep then indexes[#indexes + 1] = tonumber(field) end
+    end
+    table.sort(indexes, function(one, other) return one > other end)
+  end
+  return indexes, bottom
 end
 
 -- Cuts the file to `size` bytes: at once, or a step of it when it has very many chunks.
 -- Returns the size reached: the one asked for, or a larger one that asks for another call.
-local CUT_STEP = 65536
 function Call:cut_file(ino, inode, size)
   local chunk, key = inode[CHUNK], self:key('m', ino)
-  local count = call('HLEN', key)
-  if count == 0 then
-    return size
-  end
-  if size == 0 and count > LIMIT.chunks then -- the whole map goes aside, and is let go in steps
-    local aside = string.format('t:%d', self:next_seq())
-    call('RENAME', key, self.K .. ':' .. aside)
-    call('ZADD', self.K .. ':purge', self.ms, aside)
-    call('HINCRBY', self.K .. ':volume', 'bytes', -inode[STORED])
+  if size == 0 and call('HLEN', key) > LIMIT.chunks then -- the whole map goes aside
+    call('RENAME', key, self:aside(ino))
+    self:add('bytes', -inode[STORED])
     inode[STORED] = 0
     return 0
   end
-  local keep, last = floor(size / chunk), floor((inode[SIZE] - 1) / chunk)
-  local indexes, reached = {}, size
-  if count <= CUT_STEP then
-    for _, field in ipairs(call('HKEYS', key)) do
-      if tonumber(field) >= keep then indexes[#indexes + 1] = tonumber(field) end
-    end
-  else
-    local first = max(keep, last - CUT_STEP + 1)
-    for index = first, last do indexes[#indexes + 1] = index end
-    reached = max(size, first * chunk)
-  end
+  local indexes, bottom = last_chunks(key, floor(size / chunk), floor((inode[SIZE] - 1) / chunk))
+  local reached = max(size, bottom * chunk)
+  if #indexes > LIMIT.chunks then reached = max(size, (indexes[LIMIT.chunks + 1] + 1) * chunk) end
   local change = 0
-  for _, index in ipairs(indexes) do
-    local old = self:chunk(ino, index)
-    if #old > 0 then
-      change = change + self:set_chunk(ino, index, old, cut_at(old, max(0, reached - index * chunk)))
+  for i = 1, min(#indexes, LIMIT.chunks) do
+    local old = self:chunk(ino, indexes[i])
+    local new = cut_at(old, reached - indexes[i] * chunk)
+    if covered_bytes(new) ~= covered_bytes(old) then
+      change = change + self:set_chunk(ino, indexes[i], old, new)
     end
   end
   inode[STORED] = inode[STORED] + change
-  if change ~= 0 then call('HINCRBY', self.K .. ':volume', 'bytes', change) end
+  if change ~= 0 then self:add('bytes', change) end
   return reached
 end

@@ -1,19 +1,60 @@
--- commit {ino, chunks, end, mtime, synced, append?} -> attributes, offset of what was appended
--- In one step: lays the segments of `chunks` ({index, segments, index, segments, ...}, sorted and
--- without overlap) over the file's, makes it at least `end` bytes long and sets its times.
+-- commit {ino, chunks, end, mtime?, synced, append?, unused?, unpublished?} -> attributes, offset of what was
+-- appended, the data version before
+-- In one step: lays the segments of `chunks` ({index, segments, index, segments, ...}, the indexes rising, the
+-- segments sorted and without overlap) over the file's, makes it at least `end` bytes long and sets its times.
 -- `append` ({extent, length, nodes, ...}) goes to the end that the file has now.
--- `synced` says that all of it is on stable storage.
+-- `synced` says that all of it is on stable storage. `unused` ({extent, nodes, ...}) was stored too, and is
+-- already covered by what is committed here: it is condemned. `unpublished`: EEXIST once the file has a name.
 
+local function is_extent(extent, length, nodes, chunk)
+  return type(extent) == 'string' and #extent == 16 and whole(length, 1, chunk)
+    and type(nodes) == 'string' and #nodes > 0 and #nodes % 2 == 0
+end
+
+-- Whether they are segments of a chunk, how many values they have, and where they end.
 local function check_segments(segments, chunk)
   local at = 0
+  if type(segments) ~= 'table' or #segments == 0 or #segments % 5 ~= 0 then return false end
   for i = 1, #segments, 5 do
     local offset, length = segments[i], segments[i + 3]
-    if offset < at or length <= 0 or offset + length > chunk or #segments[i + 1] ~= 16 or #segments[i + 4] % 2 ~= 0 then
+    if not (is_extent(segments[i + 1], length, segments[i + 4], chunk) and whole(offset, at, chunk - length)
+        and whole(segments[i + 2], 0, LIMIT.chunk_high - length)) then
       return false
     end
     at = offset + length
   end
-  return #segments % 5 == 0
+  return true, #segments, at
+end
+
+-- The errno of what is wrong with the chunks; nil when nothing is.
+local function check_chunks(chunks, chunk, upto)
+  local last, values = -1, 0
+  if #chunks > 2 * LIMIT.chunks then return E2BIG end
+  if #chunks % 2 ~= 0 then return EINVAL end
+  for i = 1, #chunks, 2 do
+    local is_good, count, stop = check_segments(chunks[i + 1], chunk)
+    if not is_good or not whole(chunks[i], last + 1, EXACT) or chunks[i] * chunk + stop > upto then return EINVAL end
+    last, values = chunks[i], values + count
+  end
+  return values > 5 * LIMIT.segments and E2BIG or nil
+end
+
+local function check_append(append, chunk)
+  local bytes = 0
+  if #append % 3 ~= 0 then return EINVAL end
+  for i = 1, #append, 3 do
+    if not is_extent(append[i], append[i + 1], append[i + 2], LIMIT.chunk_high) then return EINVAL end
+    bytes = bytes + append[i + 1]
+    if bytes > LIMIT.appended * chunk then return E2BIG end
+  end
+  return #append > 3 * LIMIT.segments and E2BIG or nil
+end
+
+local function check_unused(unused)
+  if #unused % 2 ~= 0 or #unused > 2 * LIMIT.segments then return EINVAL end
+  for i = 1, #unused, 2 do
+    if not is_extent(unused[i], 1, unused[i + 1], 1) then return EINVAL end
+  end
 end
 
 -- The appended extents as segments of the chunks they fall into, from `offset` on.
@@ -38,69 +79,112 @@ local function place_appended(append, offset, chunk)
   return chunks, offset
 end
 
--- Notes who shows each new extent, so that it is known to be needed and found again from its id.
-local function reference(c, ino, chunks, replicas)
+-- Whether an extent that no map shows may be shown now. Not what was condemned: it may be deleted any moment.
+-- Not what another session left, while it lives or once extents of it were found to be garbage.
+local function may_be_shown(c, extent, session, field)
+  if #field > 15 or call('ZSCORE', c.K .. ':condemned', extent) then return false end
+  return session == c.session
+    or (not c:is_alive(session) and call('SISMEMBER', c.K .. ':collected', session) == 0)
+end
+
+-- Who will show each of the extents: extent -> {key, field, nodes, is new, {ino, chunk, ...}}; or nil and the errno.
+local function owners_of(c, ino, chunks)
   local owners = {}
   for i = 1, #chunks, 2 do
-    local segments = chunks[i + 1]
+    local index, segments = chunks[i], chunks[i + 1]
     for j = 2, #segments, 5 do
       local extent = segments[j]
       local owner = owners[extent]
       if not owner then
-        owners[extent] = { ino, chunks[i], nodes = segments[j + 3] }
-      elseif owner[#owner] ~= chunks[i] then
-        owner[#owner + 1] = chunks[i]
+        local key, field, session = c:owner_key(extent)
+        local blob = call('HGET', key, field)
+        if not blob and not may_be_shown(c, extent, session, field) then return nil, ESTALE end
+        owner = { key, field, segments[j + 3], not blob, blob and unpack_value(blob) or { ino } }
+        if owner[5][1] ~= ino then return nil, EINVAL end
+        owners[extent] = owner
       end
+      local places, is_there = owner[5], false
+      for k = 2, #places do is_there = is_there or places[k] == index end
+      if not is_there then places[#places + 1] = index end
     end
   end
-  local made = 0
-  for extent, owner in pairs(owners) do
-    local key, field = c:owner_key(extent)
-    local nodes = owner.nodes
-    owner.nodes = nil
-    made = made + call('HSET', key, field, pack(owner))
-    if #nodes / 2 < replicas then call('SADD', c.K .. ':thin', extent) end
-  end
-  if made > 0 then call('HINCRBY', c.K .. ':volume', 'extents', made) end
+  return owners
 end
 
-mutation('commit', {}, function(c, a)
+-- Notes who shows each extent, so that it is known to be needed and found again from its id.
+local function reference(c, owners, replicas)
+  local made = 0
+  for extent, owner in pairs(owners) do
+    call('HSET', owner[1], owner[2], pack(owner[5]))
+    if owner[4] then
+      made = made + 1
+      if #owner[3] / 2 < replicas then call('SADD', c.K .. ':thin', extent) end
+    end
+  end
+  if made > 0 then c:add('extents', made) end
+end
+
+-- What was stored in vain is condemned, unless a map shows it or somebody else may still commit it.
+local function condemn_unused(c, unused)
+  for i = 1, #unused, 2 do
+    local key, field, session = c:owner_key(unused[i])
+    local is_ours = session == c.session or not c:is_alive(session)
+    if is_ours and call('HEXISTS', key, field) == 0 then c:condemn(unused[i], unused[i + 1]) end
+  end
+end
+
+-- What the writer's stat already showed, if its clock is sane; else now.
+local function set_times(c, inode, mtime)
+  c:touch(inode)
+  if mtime and mtime ~= true and mtime[1] <= c.s + 1
+      and (mtime[1] > inode[MTIME] or (mtime[1] == inode[MTIME] and mtime[2] >= inode[MTIME + 1])) then
+    inode[MTIME], inode[MTIME + 1] = mtime[1], mtime[2]
+    if mtime[1] > inode[CTIME] or (mtime[1] == inode[CTIME] and mtime[2] > inode[CTIME + 1]) then
+      inode[CTIME], inode[CTIME + 1] = mtime[1], mtime[2]
+    end
+  else
+    c:modify(inode)
+  end
+end
+
+local WANTS = {
+  ino = 'ino', chunks = 'list', ['end'] = 'size', mtime = 'time?', synced = 'flag', append = 'list?', unused = 'list?',
+  unpublished = 'flag',
+}
+mutation('commit', {}, WANTS, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return ESTALE end
   if not is(inode[MODE], S_IFREG) then return EINVAL end
-  local chunk, chunks, upto, offset = inode[CHUNK], a.chunks, a['end'], 0
-  if #chunks > 2 * LIMIT.chunks or #chunks % 2 ~= 0 then return E2BIG end
-  for i = 1, #chunks, 2 do
-    if not check_segments(chunks[i + 1], chunk) then return EINVAL end
-  end
+  if a.unpublished and inode[NLINK] > 0 then return EEXIST end
+  local chunk, chunks, upto, offset, problem = inode[CHUNK], a.chunks, a['end'], 0, nil
   if a.append then
+    problem = check_append(a.append, chunk)
+    if problem then return problem end
     offset = inode[SIZE]
     chunks, upto = place_appended(a.append, offset, chunk)
-    if #chunks > 2 * LIMIT.chunks then return E2BIG end
+  else
+    problem = check_chunks(chunks, chunk, upto)
   end
+  problem = problem or check_unused(a.unused or {})
+  if problem then return problem end
   if upto > LIMIT.file then return EFBIG end
+  local owners
+  owners, problem = owners_of(c, a.ino, chunks)
+  if not owners then return problem end
 
-  local change = 0
-  reference(c, a.ino, chunks, inode[REPLICAS])
+  local change, before = 0, inode[VERSION]
+  reference(c, owners, inode[REPLICAS])
   for i = 1, #chunks, 2 do
     local old = c:chunk(a.ino, chunks[i])
     change = change + c:set_chunk(a.ino, chunks[i], old, lay_over(old, chunks[i + 1]))
   end
-  if change ~= 0 then call('HINCRBY', c.K .. ':volume', 'bytes', change) end
+  condemn_unused(c, a.unused or {})
+  if change ~= 0 then c:add('bytes', change) end
   inode[STORED] = inode[STORED] + change
   inode[SIZE] = max(inode[SIZE], upto)
   inode[VERSION] = c:next_seq()
   if not a.synced then inode[UNSYNCED] = c.s end
-  if a.mtime and (a.mtime[1] > inode[MTIME] or (a.mtime[1] == inode[MTIME] and a.mtime[2] >= inode[MTIME + 1]))
-      and a.mtime[1] <= c.s + 1 then -- what the writer's stat already showed, if its clock is sane
-    inode[MTIME], inode[MTIME + 1] = a.mtime[1], a.mtime[2]
-    if a.mtime[1] > inode[CTIME] or (a.mtime[1] == inode[CTIME] and a.mtime[2] > inode[CTIME + 1]) then
-      inode[CTIME], inode[CTIME + 1] = a.mtime[1], a.mtime[2]
-    end
-  else
-    c:touch(inode, MTIME)
-    c:touch(inode, CTIME)
-  end
+  set_times(c, inode, a.mtime)
   c:keep(a.ino)
-  return c:done('commit', { a.ino }, {}, c:attributes(a.ino), offset)
+  return c:done('commit', { a.ino }, {}, c:attributes(a.ino), offset, before)
 end)

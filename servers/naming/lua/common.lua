@@ -5,8 +5,12 @@
 --     {offset, extent id, offset in extent, length, nodes, offset, ...}
 -- The map of all keys is in servers/naming/keyspace.py.
 --
--- A function checks everything first and then writes, with nothing in between that can fail:
--- Redis does not roll back.
+-- Every function gets one key, the volume's prefix, and four arguments: session, n, its packed
+-- arguments and the uuid of the volume that the caller means. Where another volume is, or none,
+-- reads answer EIO and mutations EROFS: metadata that was lost is not metadata that says no.
+--
+-- A function checks everything first, its arguments' types too, and then writes, with nothing in
+-- between that can fail: Redis does not roll back.
 
 -- While a library loads, none of Lua's own libraries is there yet: hence the wrappers.
 local function call(...) return redis.call(...) end
@@ -15,21 +19,24 @@ local function unpack_value(blob) return cmsgpack.unpack(blob) end
 local function floor(x) return math.floor(x) end
 local function max(...) return math.max(...) end
 local function min(...) return math.min(...) end
+local function text(number) return string.format('%d', number) end
 
 -- The fields of an inode.
 local MODE, UID, GID, NLINK, SIZE = 1, 2, 3, 4, 5
 local ATIME, MTIME, CTIME = 6, 8, 10 -- seconds; nanoseconds in the field after
 local RDEV, CHUNK, STORED, VERSION, XATTRS, UNSYNCED, TARGET, REPLICAS, PARENT = 12, 13, 14, 15, 16, 17, 18, 19, 20
 
-local EPERM, ENOENT, E2BIG, EBUSY, EEXIST, ENOTDIR, EISDIR, EINVAL = 1, 2, 7, 16, 17, 20, 21, 22
-local EFBIG, ENOSPC, EROFS, EMLINK, ERANGE, ENAMETOOLONG, ENOTEMPTY = 27, 28, 30, 31, 34, 36, 39
-local ENODATA, ESTALE = 61, 116
+local EPERM, ENOENT, EIO, E2BIG, EAGAIN, EBUSY, EEXIST, EXDEV = 1, 2, 5, 7, 11, 16, 17, 18
+local ENOTDIR, EISDIR, EINVAL, EFBIG, ENOSPC, EROFS, EMLINK, ERANGE = 20, 21, 22, 27, 28, 30, 31, 34
+local ENAMETOOLONG, ENOTEMPTY, ENODATA, ESTALE = 36, 39, 61, 116
 local SESSION_LOST, TOO_OLD = 1000, 1001 -- not errnos; servers/client/naming.py knows them
 
 local LIMIT = {
   name = @NAME_BYTES_MAX@, path = @PATH_BYTES_MAX@, links = @LINKS_MAX@, file = @FILE_BYTES_MAX@,
   xattr_name = @XATTR_NAME_BYTES_MAX@, xattr_value = @XATTR_VALUE_BYTES_MAX@, xattr_total = @XATTR_TOTAL_BYTES_MAX@,
   chunks = @CHUNKS_PER_CALL_MAX@, names = @NAMES_PER_CALL_MAX@, window = @OP_WINDOW@, extents = @EXTENTS_PER_CALL_MAX@,
+  chunk_low = @CHUNK_BYTES_MIN@, chunk_high = @CHUNK_BYTES_MAX@, segments = @SEGMENTS_PER_COMMIT_MAX@,
+  appended = @APPENDED_CHUNKS_MAX@, listed = @LISTED_CHUNKS_MAX@, let_go = @LET_GO_AT_ONCE_MAX@,
 }
 local LOG_ENTRIES = 100000 -- how much of the change log Redis keeps
 
@@ -37,23 +44,77 @@ local S_IFMT, S_IFDIR, S_IFREG, S_IFLNK = 0xF000, 0x4000, 0x8000, 0xA000
 local S_ISUID, S_ISGID, S_IXGRP = 0x800, 0x400, 0x8
 local function is(mode, kind) return bit.band(mode, S_IFMT) == kind end
 
+-- The kinds of arguments. Numbers are doubles here, exact to 2^53.
+local EXACT = 2 ^ 53
+local function whole(value, low, high)
+  return type(value) == 'number' and value >= low and value <= high and value == floor(value)
+end
+local function optional(kind)
+  return function(v) return v == nil or kind(v) end
+end
+local KIND = {
+  ino = function(v) return whole(v, 1, EXACT) end,
+  count = function(v) return whole(v, 0, EXACT) end,
+  size = function(v) return whole(v, -EXACT, EXACT) end,
+  id = function(v) return whole(v, 0, 0xFFFFFFFF) end,
+  mode = function(v) return whole(v, 0, 0xFFFF) end,
+  bytes = function(v) return type(v) == 'string' end,
+  flag = function(v) return v == nil or type(v) == 'boolean' or v == 0 or v == 1 end,
+  list = function(v) return type(v) == 'table' end,
+  time = function(v)
+    return v == true or (type(v) == 'table' and whole(v[1], -EXACT, EXACT) and whole(v[2], 0, 999999999))
+  end,
+}
+KIND['ino?'], KIND['count?'], KIND['size?'] = optional(KIND.ino), optional(KIND.count), optional(KIND.size)
+KIND['id?'], KIND['mode?'], KIND['bytes?'] = optional(KIND.id), optional(KIND.mode), optional(KIND.bytes)
+KIND['list?'], KIND['time?'] = optional(KIND.list), optional(KIND.time)
+
+-- Whether `a` has what `wants` says: name -> kind, with a question mark for what may be missing.
+-- A flag is true or false afterwards, whichever way it was written, because 0 is true in Lua.
+local function fits(a, wants)
+  if type(a) ~= 'table' then return false end
+  for name, kind in pairs(wants) do
+    local value = a[name]
+    if not KIND[kind](value) then return false end
+    if kind == 'flag' then a[name] = value == true or value == 1 end
+  end
+  return true
+end
+
+local function texts(list)
+  for _, value in ipairs(list) do
+    if type(value) ~= 'string' then return false end
+  end
+  return true
+end
+
 -- One call's view of the volume: loads each inode once and writes back those that were changed.
 local Call = {}
 Call.__index = Call
 
-local function new_call(keys, argv)
+local function new_call(keys, argv, wants)
   local time = call('TIME')
+  local volume = call('HMGET', keys[1] .. ':volume', 'uuid', 'safe')
+  local _, a = pcall(unpack_value, argv[3])
   local self = setmetatable({
-    K = keys[1], session = argv[1], n = tonumber(argv[2]), a = unpack_value(argv[3]),
+    K = keys[1], session = argv[1], n = tonumber(argv[2]), a = fits(a, wants) and a,
     s = tonumber(time[1]), ns = tonumber(time[2]) * 1000, inodes = {}, changed = {},
+    lost = volume[1] ~= argv[4], safe = volume[2],
   }, Call)
   self.ms = self.s * 1000 + floor(self.ns / 1000000)
   return self
 end
 
-function Call:key(kind, id) return self.K .. ':' .. kind .. ':' .. string.format('%d', id) end
+function Call:key(kind, id) return self.K .. ':' .. kind .. ':' .. text(id) end
 
 function Call:setting(name) return tonumber(call('HGET', self.K .. ':volume', name)) end
+
+function Call:is_alive(session)
+  local lease = call('ZSCORE', self.K .. ':sessions', session)
+  return lease and tonumber(lease) >= self.ms
+end
+
+function Call:add(counter, change) call('HINCRBY', self.K .. ':volume', counter, text(change)) end
 
 -- The inode's array, or nil. The same table every time, so that two roles of one inode agree.
 function Call:inode(ino)
@@ -74,11 +135,17 @@ function Call:add_inode(ino, inode)
   self.changed[ino] = true
 end
 
--- Times only go forward, whatever the clocks do.
-function Call:touch(inode, field)
-  if self.s > inode[field] or (self.s == inode[field] and self.ns > inode[field + 1]) then
-    inode[field], inode[field + 1] = self.s, self.ns
+-- Times that we give only go forward, whatever the clocks do.
+function Call:touch(inode)
+  if self.s > inode[CTIME] or (self.s == inode[CTIME] and self.ns > inode[CTIME + 1]) then
+    inode[CTIME], inode[CTIME + 1] = self.s, self.ns
   end
+end
+
+-- The content changed now, also where somebody had set its time into the future.
+function Call:modify(inode)
+  self:touch(inode)
+  inode[MTIME], inode[MTIME + 1] = inode[CTIME], inode[CTIME + 1]
 end
 
 -- A live directory, or nil and the errno.
@@ -106,7 +173,7 @@ end
 
 function Call:put_entry(directory, name, ino, cookie)
   call('HSET', self:key('d', directory), name, pack({ ino, cookie }))
-  call('ZADD', self:key('n', directory), string.format('%d', cookie), name)
+  call('ZADD', self:key('n', directory), text(cookie), name)
 end
 
 function Call:drop_entry(directory, name)
@@ -115,9 +182,7 @@ function Call:drop_entry(directory, name)
 end
 
 function Call:touch_directory(ino)
-  local inode = self:inode(ino)
-  self:touch(inode, MTIME)
-  self:touch(inode, CTIME)
+  self:modify(self:inode(ino))
   self:keep(ino)
 end
 
@@ -129,21 +194,22 @@ function Call:next_seq()
 end
 function Call:cookie() return self:next_seq() + 2 end
 
--- The last name is gone: the inode lives until nobody has it open, but at least for the grace,
--- which is longer than an open on its way here can take.
-function Call:orphan(ino)
-  call('ZADD', self.K .. ':orphans', self.ms + self:setting('orphan_grace_ms'), string.format('%d', ino))
+-- The inode has no name: it lives until nobody has it open, and at least so long.
+function Call:orphan(ino, ms)
+  call('ZADD', self.K .. ':orphans', text(self.ms + ms), text(ino))
 end
 
--- An entry of this inode was taken out of a directory.
+-- An entry of this inode was taken out of a directory. The grace of one without a name is longer
+-- than an open on its way here can take.
 function Call:unlinked(ino)
   local inode = self:inode(ino)
-  inode[NLINK] = is(inode[MODE], S_IFDIR) and 0 or inode[NLINK] - 1
-  self:touch(inode, CTIME)
+  local is_directory = is(inode[MODE], S_IFDIR)
+  inode[NLINK] = is_directory and 0 or inode[NLINK] - 1
+  self:touch(inode)
   self:keep(ino)
   if inode[NLINK] == 0 then
-    self:orphan(ino)
-    call('HINCRBY', self.K .. ':volume', is(inode[MODE], S_IFDIR) and 'directories' or 'files', -1)
+    self:orphan(ino, self:setting('orphan_grace_ms'))
+    self:add(is_directory and 'directories' or 'files', -1)
   end
 end
 
@@ -162,52 +228,49 @@ end
 -- The end of a mutation: the inodes, the log and the answer to give if it is sent again.
 function Call:done(verb, inodes, names, ...)
   self:save_inodes()
-  local seq = self:next_seq()
-  call('XADD', self.K .. ':log', 'MAXLEN', '~', LOG_ENTRIES, string.format('%d-0', seq),
+  call('XADD', self.K .. ':log', 'MAXLEN', '~', LOG_ENTRIES, text(self:next_seq()) .. '-0',
     'e', pack({ tonumber(self.session), verb, inodes, names }))
   return self:remember(pack({ 0, ... }))
 end
 
 function Call:remember(reply)
-  if self.n > 0 then
-    local ops = self.K .. ':op:' .. self.session
-    local top = max(self.n, self.top or 0)
-    call('HSET', ops, string.format('%d', self.n), reply, 'top', string.format('%d', top))
-    call('HDEL', ops, string.format('%d', self.n - LIMIT.window))
-  end
+  local ops = self.K .. ':op:' .. self.session
+  call('HSET', ops, text(self.n), reply, 'top', text(max(self.n, self.top)))
+  call('HDEL', ops, text(self.n - LIMIT.window))
   return reply
 end
 
 -- A read: sees one moment, writes nothing.
-local function read(verb, body)
+local function read(verb, wants, body)
   redis.register_function {
     function_name = verb .. '_@VERSION@',
     flags = { 'no-writes' },
     callback = function(keys, argv)
-      local c = new_call(keys, argv)
+      local c = new_call(keys, argv, wants)
+      if c.lost then return pack({ EIO }) end
+      if not c.a then return pack({ EINVAL }) end
       return pack(body(c, c.a))
     end,
   }
 end
 
--- A mutation of a session. The body returns an errno, having written nothing, or what `done` returns.
-local function mutation(verb, options, body)
-  local flags = options.frees and { 'allow-oom' } or {}
+-- A mutation of a session. The body returns an errno, having written nothing, or a packed reply.
+-- Options: `frees` works on a full Redis too; `harmless` in SAFE mode too; `again` makes the reply
+-- of an operation that was remembered without one.
+local function mutation(verb, options, wants, body)
   redis.register_function {
     function_name = verb .. '_@VERSION@',
-    flags = flags,
+    flags = options.frees and { 'allow-oom' } or {},
     callback = function(keys, argv)
-      local K, session, n = keys[1], argv[1], tonumber(argv[2])
-      local known = call('HMGET', K .. ':op:' .. session, argv[2], 'top')
-      if known[1] then return known[1] end
-      local top = tonumber(known[2] or 0)
-      if n <= top - LIMIT.window then return pack({ TOO_OLD }) end
-      local c = new_call(keys, argv)
-      c.top = top
-      local lease = call('ZSCORE', K .. ':sessions', session)
-      if not lease or tonumber(lease) < c.ms then return pack({ SESSION_LOST }) end
-      if not options.harmless and call('HGET', K .. ':volume', 'safe') then return pack({ EROFS }) end
-      local answer = body(c, c.a)
+      local c = new_call(keys, argv, wants)
+      if c.lost then return pack({ EROFS }) end
+      local known = call('HMGET', c.K .. ':op:' .. c.session, argv[2], 'top')
+      if known[1] then return known[1] ~= '' and known[1] or pack(options.again(c, c.a)) end
+      c.top = tonumber(known[2] or 0)
+      if c.n <= c.top - LIMIT.window then return pack({ TOO_OLD }) end
+      if not c:is_alive(c.session) then return pack({ SESSION_LOST }) end
+      if c.safe and not options.harmless then return pack({ EROFS }) end
+      local answer = c.a and body(c, c.a) or EINVAL
       if type(answer) == 'number' then return c:remember(pack({ answer })) end
       return answer
     end,
@@ -215,13 +278,16 @@ local function mutation(verb, options, body)
 end
 
 -- Work of the naming server itself: no session, no op id; safe to do twice.
-local function internal(verb, body)
+-- Option: `first` may be called before the caller knows of a volume.
+local function internal(verb, options, wants, body)
   redis.register_function {
     function_name = verb .. '_@VERSION@',
     flags = { 'allow-oom' },
     callback = function(keys, argv)
-      local c = new_call(keys, argv)
-      local reply = body(c, c.a)
+      local c = new_call(keys, argv, wants)
+      if c.lost and not options.first then return pack({ EIO }) end
+      if not c.a then return pack({ EINVAL }) end
+      local reply = body(c, c.a, argv)
       c:save_inodes()
       return pack(reply)
     end,

@@ -10,80 +10,74 @@ local function room_for(c, parent, name)
   return directory
 end
 
--- A new inode that belongs to the caller, or to the directory's group where that is setgid.
-local function new_inode(c, directory, a)
-  local gid, mode = a.gid, a.mode
+-- Makes an inode of `mode` under the name, the caller's or, where the directory is setgid, its group's.
+-- Returns its number, it and the parent's inode; or nil and the errno.
+local function make(c, a, mode)
+  local directory, problem = room_for(c, a.parent, a.name)
+  if not directory then return nil, problem end
+  local gid, is_directory = a.gid, is(mode, S_IFDIR)
   if bit.band(directory[MODE], S_ISGID) ~= 0 then
     gid = directory[GID]
-    if is(mode, S_IFDIR) then mode = bit.bor(mode, S_ISGID) end
+    if is_directory then mode = bit.bor(mode, S_ISGID) end
   end
   local ino = call('HINCRBY', c.K .. ':volume', 'next_ino', 1)
-  c:add_inode(ino, {
-    mode, a.uid, gid, is(mode, S_IFDIR) and 2 or 1, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
-    a.rdev or 0, directory[CHUNK], 0, c:next_seq(), 0, 0, '', directory[REPLICAS], 0,
-  })
-  return ino
-end
-
-local function make(c, a, verb, finish)
-  local directory, problem = room_for(c, a.parent, a.name)
-  if not directory then return problem end
-  local ino = new_inode(c, directory, a)
+  local inode = {
+    mode, a.uid, gid, is_directory and 2 or 1, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
+    a.rdev or 0, directory[CHUNK], 0, c:next_seq(), 0, 0, '', directory[REPLICAS], is_directory and a.parent or 0,
+  }
+  c:add_inode(ino, inode)
   c:put_entry(a.parent, a.name, ino, c:cookie())
   c:touch_directory(a.parent)
-  call('HINCRBY', c.K .. ':volume', is(a.mode, S_IFDIR) and 'directories' or 'files', 1)
-  if finish then finish(ino, c.inodes[ino], directory) end
-  return c:done(verb, { a.parent, ino }, { a.name }, ino, c:attributes(ino))
+  c:add(is_directory and 'directories' or 'files', 1)
+  return ino, inode, directory
 end
 
 -- create {parent, name, mode, uid, gid, exclusive} -> ino, attributes, made
 -- Opens it for the session too. Without `exclusive` a file that is there is opened as it is.
-mutation('create', {}, function(c, a)
-  local there = not a.exclusive and c:directory(a.parent) and c:entry(a.parent, a.name)
-  if there then
-    local inode = c:inode(there)
-    if is(inode[MODE], S_IFDIR) then return EISDIR end
-    c:open(there)
-    return c:done('open', { there }, {}, there, c:attributes(there), 0)
-  end
-  a.mode = S_IFREG + bit.band(a.mode, 0xFFF)
-  local directory, problem = room_for(c, a.parent, a.name)
-  if not directory then return problem end
-  local ino = new_inode(c, directory, a)
-  c:put_entry(a.parent, a.name, ino, c:cookie())
-  c:touch_directory(a.parent)
-  call('HINCRBY', c.K .. ':volume', 'files', 1)
-  c:open(ino)
-  return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), 1)
-end)
+mutation('create', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id', exclusive = 'flag' },
+  function(c, a)
+    local there = not a.exclusive and c:directory(a.parent) and c:entry(a.parent, a.name)
+    if there then
+      if is(c:inode(there)[MODE], S_IFDIR) then return EISDIR end
+      c:open(there)
+      return c:remember(pack({ 0, there, c:attributes(there), 0 }))
+    end
+    local ino, problem = make(c, a, S_IFREG + bit.band(a.mode, 0xFFF))
+    if not ino then return problem end
+    c:open(ino)
+    return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), 1)
+  end)
 
 -- mknod {parent, name, mode, rdev, uid, gid} -> ino, attributes; mode has the type
-mutation('mknod', {}, function(c, a)
-  if is(a.mode, S_IFDIR) or is(a.mode, S_IFLNK) then return EINVAL end
-  return make(c, a, 'mknod')
-end)
+local NODES = { [0x1000] = true, [0x2000] = true, [0x6000] = true, [S_IFREG] = true, [0xC000] = true }
+mutation('mknod', {}, { parent = 'ino', name = 'bytes', mode = 'mode', rdev = 'count?', uid = 'id', gid = 'id' },
+  function(c, a)
+    if not NODES[bit.band(a.mode, S_IFMT)] then return EINVAL end
+    local ino, problem = make(c, a, a.mode)
+    if not ino then return problem end
+    return c:done('mknod', { a.parent, ino }, { a.name }, ino, c:attributes(ino))
+  end)
 
 -- mkdir {parent, name, mode, uid, gid} -> ino, attributes
-mutation('mkdir', {}, function(c, a)
-  a.mode = S_IFDIR + bit.band(a.mode, 0xFFF)
-  return make(c, a, 'mkdir', function(_, inode, directory)
-    inode[PARENT] = a.parent
-    directory[NLINK] = directory[NLINK] + 1
-  end)
+mutation('mkdir', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id' }, function(c, a)
+  local ino, problem, directory = make(c, a, S_IFDIR + bit.band(a.mode, 0xFFF))
+  if not ino then return problem end
+  directory[NLINK] = directory[NLINK] + 1
+  return c:done('mkdir', { a.parent, ino }, { a.name }, ino, c:attributes(ino))
 end)
 
 -- symlink {parent, name, target, uid, gid} -> ino, attributes
-mutation('symlink', {}, function(c, a)
+mutation('symlink', {}, { parent = 'ino', name = 'bytes', target = 'bytes', uid = 'id', gid = 'id' }, function(c, a)
   if #a.target > LIMIT.path then return ENAMETOOLONG end
   if a.target == '' then return ENOENT end
-  a.mode = S_IFLNK + 0x1FF
-  return make(c, a, 'symlink', function(_, inode)
-    inode[TARGET], inode[SIZE] = a.target, #a.target
-  end)
+  local ino, inode = make(c, a, S_IFLNK + 0x1FF)
+  if not ino then return inode end
+  inode[TARGET], inode[SIZE] = a.target, #a.target
+  return c:done('symlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino))
 end)
 
 -- link {ino, parent, name} -> attributes
-mutation('link', {}, function(c, a)
+mutation('link', {}, { ino = 'ino', parent = 'ino', name = 'bytes' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode or inode[NLINK] == 0 then return ENOENT end
   if is(inode[MODE], S_IFDIR) then return EPERM end
@@ -91,7 +85,7 @@ mutation('link', {}, function(c, a)
   if not directory then return problem end
   if inode[NLINK] >= LIMIT.links then return EMLINK end
   inode[NLINK] = inode[NLINK] + 1
-  c:touch(inode, CTIME)
+  c:touch(inode)
   c:keep(a.ino)
   c:put_entry(a.parent, a.name, a.ino, c:cookie())
   c:touch_directory(a.parent)

@@ -1,5 +1,5 @@
 -- getattr {ino} -> attributes
-read('getattr', function(c, a)
+read('getattr', { ino = 'ino' }, function(c, a)
   local blob = call('GET', c:key('i', a.ino))
   if not blob then return { ESTALE } end
   return { 0, blob }

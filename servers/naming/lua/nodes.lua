@@ -1,44 +1,95 @@
--- Storage nodes and what the volume is made of.
+-- The volume itself, and the storage nodes it lies on.
 
--- heartbeat {uuid, address, rack, space, used, free, total} -> node number
-internal('heartbeat', function(c, a)
-  local numbers = c.K .. ':node_numbers'
+-- Read-only from now on, and nothing is deleted: what is here is older than what was acknowledged.
+local function enter_safe_mode(c, reason)
+  if not c.safe then call('HSET', c.K .. ':volume', 'safe', reason) end
+  c.safe = reason
+end
+
+-- volume_open {make, uuid, chunk_size, replicas, uid, gid, seq, outage_ms, lease_ms, orphan_grace_ms,
+-- condemned_grace_ms} -> uuid, seq, why it is in SAFE mode or '', made
+-- Makes the volume and its root where there is none and `make` is set. ESTALE where the caller knows
+-- another volume, by its uuid; SAFE mode where it has seen a later change, `seq`, than is here.
+internal('volume_open', { first = true }, {
+  make = 'flag', uuid = 'bytes', chunk_size = 'count', replicas = 'count', uid = 'id', gid = 'id', seq = 'count',
+  outage_ms = 'count', lease_ms = 'count', orphan_grace_ms = 'count', condemned_grace_ms = 'count',
+}, function(c, a, argv)
+  local volume, made = c.K .. ':volume', 0
+  local there = call('HMGET', volume, 'uuid', 'seq')
+  if argv[4] ~= '' and there[1] ~= argv[4] then return { ESTALE } end
+  if not there[1] then
+    if not a.make then return { ENOENT } end
+    call('HSET', volume, 'uuid', a.uuid, 'chunk_size', text(a.chunk_size), 'replicas', text(a.replicas), 'seq', 1,
+      'next_ino', 1, 'next_session', 0, 'next_node', 0, 'files', 0, 'directories', 1, 'extents', 0, 'bytes', 0)
+    c:add_inode(1, {
+      S_IFDIR + 0x1ED, a.uid, a.gid, 2, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
+      0, a.chunk_size, 0, 1, 0, 0, '', a.replicas, 1,
+    })
+    there, made = { a.uuid, 1 }, 1
+  end
+  for _, name in ipairs({ 'lease_ms', 'orphan_grace_ms', 'condemned_grace_ms' }) do
+    call('HSET', volume, name, text(a[name]))
+  end
+  local seq = tonumber(there[2])
+  if seq < a.seq then
+    enter_safe_mode(c, string.format('the metadata ends at change %d, but change %d was seen', seq, a.seq))
+  end
+  if not c.safe then c:excuse_outage(a.outage_ms) end
+  return { 0, there[1], seq, c.safe or '', made }
+end)
+
+-- heartbeat {uuid, address, rack, space, used, free, total, volume, seq} -> node number, volume's uuid, seq,
+-- why it is in SAFE mode or ''
+-- EXDEV for a node of another volume. A node that was told of a later change than is here: SAFE mode.
+internal('heartbeat', {}, {
+  uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
+  volume = 'bytes', seq = 'count',
+}, function(c, a, argv)
+  local numbers, seq = c.K .. ':node_numbers', c:setting('seq')
+  if a.volume ~= '' and a.volume ~= argv[4] then return { EXDEV } end
+  if a.seq > seq then
+    enter_safe_mode(c, string.format('the metadata ends at change %d, but a storage node knows of %d', seq, a.seq))
+  end
   local number = call('HGET', numbers, a.uuid)
   if not number then
-    number = call('HINCRBY', c.K .. ':volume', 'next_node', 1)
+    number = text(call('HINCRBY', c.K .. ':volume', 'next_node', 1))
     call('HSET', numbers, a.uuid, number)
   end
   call('HSET', c.K .. ':nodes', number,
     pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms }))
-  return { 0, tonumber(number) }
+  return { 0, tonumber(number), argv[4], seq, c.safe or '' }
 end)
 
 -- nodes {} -> now in ms, number, record, number, record, ...
-read('nodes', function(c)
-  return { 0, c.ms, unpack(call('HGETALL', c.K .. ':nodes')) }
+read('nodes', {}, function(c)
+  local reply = { 0, c.ms }
+  for _, part in ipairs(call('HGETALL', c.K .. ':nodes')) do reply[#reply + 1] = part end
+  return reply
 end)
 
 -- statfs {} -> files, directories, bytes
-read('statfs', function(c)
+read('statfs', {}, function(c)
   local v = call('HMGET', c.K .. ':volume', 'files', 'directories', 'bytes')
   return { 0, tonumber(v[1]), tonumber(v[2]), tonumber(v[3]) }
 end)
 
 -- status {} -> a map of what the volume holds and what waits to be done
-read('status', function(c)
-  local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq', 'safe',
+read('status', {}, function(c)
+  local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq',
     'chunk_size', 'replicas')
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
-    seq = tonumber(v[6]), safe = v[7] and 1 or 0, chunk_size = tonumber(v[8]), replicas = tonumber(v[9]),
+    seq = tonumber(v[6]), safe = c.safe or '', chunk_size = tonumber(v[7]), replicas = tonumber(v[8]),
     sessions = call('ZCARD', c.K .. ':sessions'), orphans = call('ZCARD', c.K .. ':orphans'),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
   } }
 end)
 
--- damage {extent, node, why} -> 1 if it was not known
-internal('damage', function(c, a)
-  local field = a.extent .. struct.pack('>I2', a.node)
-  return { 0, call('HSET', c.K .. ':damaged', field, pack({ c.s, a.why })) }
+-- damage {extent, node, why} -> 1 if it was not known; 0 also for an extent that no file shows
+internal('damage', {}, { extent = 'bytes', node = 'count', why = 'bytes' }, function(c, a)
+  if #a.extent ~= 16 or a.node > 65535 then return { EINVAL } end
+  local key, field = c:owner_key(a.extent)
+  if call('HEXISTS', key, field) == 0 then return { 0, 0 } end
+  return { 0, call('HSET', c.K .. ':damaged', a.extent .. struct.pack('>I2', a.node), pack({ c.s, a.why })) }
 end)

@@ -1,9 +1,16 @@
 -- Who has which file open, so that an unlinked file lives until its last close.
 
+-- The value is the op that opened it last: a release that was sent before and comes late is not its close.
 function Call:open(ino)
-  local field = string.format('%d', ino)
-  call('SADD', self:key('o', ino), self.session)
-  call('SADD', self.K .. ':so:' .. self.session, field)
+  call('HSET', self:key('o', ino), self.session, text(self.n))
+  call('SADD', self.K .. ':so:' .. self.session, text(ino))
+end
+
+function Call:close(ino)
+  local opened = call('HGET', self:key('o', ino), self.session)
+  if not opened or tonumber(opened) > self.n then return end
+  call('HDEL', self:key('o', ino), self.session)
+  call('SREM', self.K .. ':so:' .. self.session, text(ino))
 end
 
 -- The map of chunks [first, first + count): index, segments, index, segments, ...
@@ -12,7 +19,7 @@ function Call:map(ino, inode, first, count)
   count = min(count, LIMIT.chunks, floor((inode[SIZE] - 1) / inode[CHUNK]) + 1 - first)
   if count <= 0 then return reply end
   local fields = {}
-  for i = 1, count do fields[i] = string.format('%d', first + i - 1) end
+  for i = 1, count do fields[i] = text(first + i - 1) end
   local rows = call('HMGET', key, unpack(fields))
   for i = 1, count do
     if rows[i] then
@@ -23,23 +30,29 @@ function Call:map(ino, inode, first, count)
   return reply
 end
 
--- open {ino, chunks} -> attributes, map of the first `chunks` chunks
-mutation('open', { frees = true, harmless = true }, function(c, a)
+local function opened(c, a)
   local inode = c:inode(a.ino)
-  if not inode then return ESTALE end
+  if not inode then return { ESTALE } end
+  return { 0, c:attributes(a.ino), c:map(a.ino, inode, 0, a.chunks) }
+end
+
+-- open {ino, chunks} -> attributes, map of the first `chunks` chunks
+-- Remembered without its reply, which may be long and is as good when made again.
+mutation('open', { frees = true, harmless = true, again = opened }, { ino = 'ino', chunks = 'count' }, function(c, a)
+  if not c:inode(a.ino) then return ESTALE end
   c:open(a.ino)
-  return c:remember(pack({ 0, c:attributes(a.ino), c:map(a.ino, inode, 0, a.chunks) }))
+  c:remember('')
+  return pack(opened(c, a))
 end)
 
 -- release {ino}: the session's last handle is closed
-mutation('release', { frees = true, harmless = true }, function(c, a)
-  call('SREM', c:key('o', a.ino), c.session)
-  call('SREM', c.K .. ':so:' .. c.session, string.format('%d', a.ino))
+mutation('release', { frees = true, harmless = true }, { ino = 'ino' }, function(c, a)
+  c:close(a.ino)
   return c:remember(pack({ 0 }))
 end)
 
 -- locate {ino, first, count} -> data version, size, map of those chunks
-read('locate', function(c, a)
+read('locate', { ino = 'ino', first = 'count', count = 'count' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return { ESTALE } end
   return { 0, inode[VERSION], inode[SIZE], c:map(a.ino, inode, a.first, a.count) }

@@ -1,12 +1,12 @@
 -- readdir {ino, after, count} -> at the end (1 or 0), name, cookie, ino, attributes, name, ...
 -- Entries in the order of their cookies, from the first above `after`. An entry keeps its cookie
 -- as long as it is there, so a scan meets it once.
-read('readdir', function(c, a)
+read('readdir', { ino = 'ino', after = 'count', count = 'count' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return { ESTALE } end
   if not is(inode[MODE], S_IFDIR) then return { ENOTDIR } end
-  local count = min(a.count, LIMIT.names)
-  local rows = call('ZRANGEBYSCORE', c:key('n', a.ino), string.format('(%d', a.after), '+inf',
+  local count = max(1, min(a.count, LIMIT.names))
+  local rows = call('ZRANGEBYSCORE', c:key('n', a.ino), '(' .. text(a.after), '+inf',
     'WITHSCORES', 'LIMIT', 0, count)
   local reply = { 0, #rows < 2 * count and 1 or 0 }
   if #rows == 0 then return reply end
@@ -26,7 +26,7 @@ read('readdir', function(c, a)
 end)
 
 -- readlink {ino} -> target
-read('readlink', function(c, a)
+read('readlink', { ino = 'ino' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return { ESTALE } end
   if not is(inode[MODE], S_IFLNK) then return { EINVAL } end

@@ -24,11 +24,13 @@ local function moved(c, ino, from, to)
     c:inode(from)[NLINK] = c:inode(from)[NLINK] - 1
     c:inode(to)[NLINK] = c:inode(to)[NLINK] + 1
   end
-  c:touch(inode, CTIME)
+  c:touch(inode)
   c:keep(ino)
 end
 
-mutation('rename', { frees = true }, function(c, a)
+local WANTS = { parent = 'ino', name = 'bytes', new_parent = 'ino', new_name = 'bytes', flags = 'count' }
+mutation('rename', { frees = true }, WANTS, function(c, a)
+  if a.flags > EXCHANGE then return EINVAL end
   local from, problem = c:directory(a.parent)
   if not from then return problem end
   local to
@@ -41,7 +43,6 @@ mutation('rename', { frees = true }, function(c, a)
   local target, target_cookie = c:entry(a.new_parent, a.new_name)
   if target and a.flags == NOREPLACE then return EEXIST end
   if not target and a.flags == EXCHANGE then return ENOENT end
-  if a.flags ~= 0 and a.flags ~= NOREPLACE and a.flags ~= EXCHANGE then return EINVAL end
 
   local inode = c:inode(ino)
   local is_directory = is(inode[MODE], S_IFDIR)
@@ -57,15 +58,13 @@ mutation('rename', { frees = true }, function(c, a)
   end
 
   if target == ino then -- two names of one file: rename(2) does nothing
-    return c:done('rename', {}, {}, ino, c:attributes(ino), 0)
+    return c:remember(pack({ 0, ino, c:attributes(ino), 0 }))
   end
-  local inodes, names = { a.parent, a.new_parent, ino, target or nil }, { a.name, a.new_name }
   if a.flags == EXCHANGE then
     c:put_entry(a.parent, a.name, target, cookie)
     c:put_entry(a.new_parent, a.new_name, ino, target_cookie)
     moved(c, target, a.new_parent, a.parent)
     moved(c, ino, a.parent, a.new_parent)
-    target = nil
   else
     c:drop_entry(a.parent, a.name)
     if target then
@@ -77,5 +76,6 @@ mutation('rename', { frees = true }, function(c, a)
   end
   c:touch_directory(a.parent)
   c:touch_directory(a.new_parent)
-  return c:done('rename', inodes, names, ino, c:attributes(ino), target or 0)
+  local replaced = a.flags ~= EXCHANGE and target or 0
+  return c:done('rename', { a.parent, a.new_parent, ino, target }, { a.name, a.new_name }, ino, c:attributes(ino), replaced)
 end)

@@ -1,5 +1,7 @@
 -- Sessions: a client's lease, its open files and the results of its operations.
 
+local SESSION_FACT_BYTES_MAX = 255
+
 local function facts(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'chunk_size', 'replicas', 'seq', 'safe', 'lease_ms')
   return {
@@ -9,52 +11,61 @@ local function facts(c)
 end
 
 -- session_open {host, what} -> session, facts of the volume
-internal('session_open', function(c, a)
+internal('session_open', {}, { host = 'bytes', what = 'bytes' }, function(c, a)
   local session = call('HINCRBY', c.K .. ':volume', 'next_session', 1)
-  call('ZADD', c.K .. ':sessions', c.ms + c:setting('lease_ms'), string.format('%d', session))
-  call('HSET', c:key('s', session), 'host', a.host, 'what', a.what, 'opened_s', c.s)
+  call('ZADD', c.K .. ':sessions', text(c.ms + c:setting('lease_ms')), text(session))
+  call('HSET', c:key('s', session), 'host', a.host:sub(1, SESSION_FACT_BYTES_MAX),
+    'what', a.what:sub(1, SESSION_FACT_BYTES_MAX), 'opened_s', text(c.s))
   return { 0, session, facts(c) }
 end)
 
 -- session_renew {} -> facts of the volume
-internal('session_renew', function(c)
-  local sessions = c.K .. ':sessions'
-  local lease = call('ZSCORE', sessions, c.session)
-  if not lease or tonumber(lease) < c.ms then return { SESSION_LOST } end
-  call('ZADD', sessions, c.ms + c:setting('lease_ms'), c.session)
+internal('session_renew', {}, {}, function(c)
+  if not c:is_alive(c.session) then return { SESSION_LOST } end
+  call('ZADD', c.K .. ':sessions', text(c.ms + c:setting('lease_ms')), c.session)
   return { 0, facts(c) }
 end)
 
--- Lets go of up to a bounded number of the session's open files. True when none is left.
-local function release_all(c, session)
-  local key = c.K .. ':so:' .. session
-  local inos = call('SPOP', key, LIMIT.extents)
-  for _, ino in ipairs(inos) do call('SREM', c.K .. ':o:' .. ino, session) end
-  return call('EXISTS', key) == 0
-end
-
+-- Forgets the session, as far as one call may go. Returns whether nothing is left of it.
 local function forget(c, session)
-  call('ZREM', c.K .. ':sessions', session)
-  if not release_all(c, session) then
-    call('ZADD', c.K .. ':sessions', 0, session) -- lapsed: the expiry job goes on
+  local open = c.K .. ':so:' .. session
+  for _, ino in ipairs(call('SPOP', open, LIMIT.extents)) do call('HDEL', c.K .. ':o:' .. ino, session) end
+  if call('EXISTS', open) == 1 then
+    call('ZADD', c.K .. ':sessions', 0, session) -- over: the expiry job goes on
     return false
   end
+  call('ZREM', c.K .. ':sessions', session)
   call('DEL', c.K .. ':op:' .. session, c.K .. ':s:' .. session)
   return true
 end
 
 -- session_close {} -> ; what it had open is closed
-internal('session_close', function(c)
-  forget(c, c.session)
+internal('session_close', {}, {}, function(c)
+  if call('ZSCORE', c.K .. ':sessions', c.session) then forget(c, c.session) end
   return { 0 }
 end)
 
--- expire_sessions {count} -> how many sessions whose lease ran out were forgotten
-internal('expire_sessions', function(c, a)
-  local lapsed = call('ZRANGEBYSCORE', c.K .. ':sessions', '-inf', c.ms - 1, 'LIMIT', 0, a.count)
+-- Nobody could renew while Redis or all naming servers were away: that time counts for no lease.
+function Call:excuse_outage(outage_ms)
+  local volume, sessions = self.K .. ':volume', self.K .. ':sessions'
+  local away = self.ms - tonumber(call('HGET', volume, 'alive_ms') or self.ms)
+  call('HSET', volume, 'alive_ms', text(self.ms))
+  if away <= outage_ms then return end
+  local rows = call('ZRANGE', sessions, 0, -1, 'WITHSCORES')
+  for i = 1, #rows, 2 do
+    local ends = tonumber(rows[i + 1])
+    if ends > 0 then call('ZADD', sessions, text(ends + away), rows[i]) end
+  end
+end
+
+-- expire_sessions {count, outage_ms} -> how many sessions whose lease ran out were forgotten
+internal('expire_sessions', {}, { count = 'count', outage_ms = 'count' }, function(c, a)
+  if c.safe then return { 0, 0 } end
+  c:excuse_outage(a.outage_ms)
+  local lapsed = call('ZRANGEBYSCORE', c.K .. ':sessions', '-inf', text(c.ms - 1), 'LIMIT', 0, text(a.count))
   local done = 0
   for _, session in ipairs(lapsed) do
-    if forget(c, session) then done = done + 1 end
+    if forget(c, session) then done = done + 1 else break end
   end
   return { 0, done }
 end)

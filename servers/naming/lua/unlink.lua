@@ -1,5 +1,5 @@
 -- unlink {parent, name, ino?} -> ino, attributes of what was unlinked; with `ino`, only that one
-mutation('unlink', { frees = true }, function(c, a)
+mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'ino?' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
   local ino = c:entry(a.parent, a.name)
@@ -13,7 +13,7 @@ mutation('unlink', { frees = true }, function(c, a)
 end)
 
 -- rmdir {parent, name} -> ino
-mutation('rmdir', { frees = true }, function(c, a)
+mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
   local ino = c:entry(a.parent, a.name)

@@ -1,7 +1,7 @@
 -- Extended attributes: getxattr(2), setxattr(2), listxattr(2), removexattr(2).
 
 -- getxattr {ino, name} -> value
-read('getxattr', function(c, a)
+read('getxattr', { ino = 'ino', name = 'bytes' }, function(c, a)
   if not c:inode(a.ino) then return { ESTALE } end
   local value = call('HGET', c:key('a', a.ino), a.name)
   if not value then return { ENODATA } end
@@ -9,7 +9,7 @@ read('getxattr', function(c, a)
 end)
 
 -- listxattr {ino} -> names
-read('listxattr', function(c, a)
+read('listxattr', { ino = 'ino' }, function(c, a)
   if not c:inode(a.ino) then return { ESTALE } end
   return { 0, call('HKEYS', c:key('a', a.ino)) }
 end)
@@ -17,11 +17,12 @@ end)
 local CREATE, REPLACE = 1, 2
 
 -- setxattr {ino, name, value, flags} -> attributes; flags 1 CREATE, 2 REPLACE
-mutation('setxattr', {}, function(c, a)
+mutation('setxattr', {}, { ino = 'ino', name = 'bytes', value = 'bytes', flags = 'count' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return ESTALE end
   if a.name == '' or #a.name > LIMIT.xattr_name then return ERANGE end
   if #a.value > LIMIT.xattr_value then return E2BIG end
+  if a.flags > REPLACE then return EINVAL end
   local key = c:key('a', a.ino)
   local there = call('HEXISTS', key, a.name) == 1
   if there and a.flags == CREATE then return EEXIST end
@@ -33,19 +34,19 @@ mutation('setxattr', {}, function(c, a)
     inode[XATTRS] = inode[XATTRS] + 1
   end
   call('HSET', key, a.name, a.value)
-  c:touch(inode, CTIME)
+  c:touch(inode)
   c:keep(a.ino)
   return c:done('setxattr', { a.ino }, {}, c:attributes(a.ino))
 end)
 
 -- removexattr {ino, name} -> attributes
-mutation('removexattr', { frees = true }, function(c, a)
+mutation('removexattr', { frees = true }, { ino = 'ino', name = 'bytes' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return ESTALE end
   local key = c:key('a', a.ino)
   if call('HDEL', key, a.name) == 0 then return ENODATA end
   inode[XATTRS] = inode[XATTRS] - 1
-  c:touch(inode, CTIME)
+  c:touch(inode)
   c:keep(a.ino)
   return c:done('removexattr', { a.ino }, {}, c:attributes(a.ino))
 end)

@@ -1,1 +1,1 @@
-"""The naming server's routes: `ops` for mounts, `files` for people, `cluster` for nodes and operators."""
+"""The naming server's routes: `ops` for mounts, `files` for people, `cluster` and `extents` for nodes and operators."""

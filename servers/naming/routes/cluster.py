@@ -1,20 +1,22 @@
-"""Routes for storage nodes and operators: registration, nodes, status, damage, what metadata knows."""
+"""Routes for storage nodes and operators: registration, nodes, status."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import logging
+from typing import Annotated, Literal
 
-import msgpack
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
-from servers.naming.keyspace import prefix
 from servers.naming.membership import read_nodes
 from servers.naming.service import Service
-from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
-from servers.protocol.limits import EXTENTS_PER_CALL_MAX
-from servers.protocol.naming_api import DAMAGE_PATH, NODES_PATH, unpack_nodes
+from servers.protocol.errors import Refused
+from servers.protocol.naming_api import NODES_PATH
 from servers.protocol.placement import cluster_space
+
+log = logging.getLogger(__name__)
+
+EXDEV = 18
 
 UINT = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -29,11 +31,16 @@ class Registration(BaseModel):
     total_bytes: UINT = Field(examples=[100000000000])
     space: str = Field(max_length=200, examples=["boot-1:fs-1"])
     rack: str = Field("", max_length=100, examples=[""])
+    volume: str = Field("", max_length=64, description="of the volume whose extents it keeps, if it knows")
+    seq: UINT = Field(0, description="the latest change it was told of: metadata that ends before is not all there")
 
 
 class Registered(BaseModel):
     node: int
     volume: str
+    seq: int
+    """The volume's latest change. What the node knows of both it says in its next heartbeats."""
+    safe_mode: bool
 
 
 class Node(BaseModel):
@@ -58,6 +65,7 @@ class Status(BaseModel):
     volume: str
     redis: str
     safe_mode: bool
+    safe_because: str
     files: int
     directories: int
     extents: int
@@ -75,44 +83,25 @@ class Status(BaseModel):
     """Of the cluster, as files can use it: raw bytes divided by the replication factor."""
 
 
-class Damage(BaseModel):
-    extent: str = Field(examples=["2a-1f"])
-    node: int = Field(ge=1, lt=65536, examples=[1])
-    why: str = Field("", max_length=200)
-
-
-class Extents(BaseModel):
-    extents: list[str] = Field(max_length=EXTENTS_PER_CALL_MAX, examples=[["2a-1f"]])
-
-
-class Known(BaseModel):
-    extents: dict[str, Literal["needed", "condemned", "in flight", "garbage"]]
-
-
-class Referenced(BaseModel):
-    extents: list[dict[str, Any]]
-    """id, inode, chunk, length at least, nodes."""
-    next: str | None
-
-
-VERDICTS: tuple[Literal["garbage", "needed", "condemned", "in flight"], ...] = (
-    "garbage", "needed", "condemned", "in flight",
-)  # fmt: skip
-
-
 def cluster_routes(service: Service) -> APIRouter:
     routes = APIRouter(tags=["cluster"])
     store = service.store
 
     @routes.post("/register_storage")
     async def register_storage(node: Registration) -> Registered:
-        """A storage node is there, or still there: registration and heartbeat are one."""
-        (number,) = await store.ask(
-            "heartbeat", uuid=node.uuid, address=node.address, rack=node.rack, space=node.space,
-            used=node.used_bytes, free=node.free_bytes, total=node.total_bytes,
-        )  # fmt: skip
-        (status,) = await store.ask("status")
-        return Registered(node=number, volume=status[b"uuid"].decode())
+        """A storage node is there, or still there: registration and heartbeat are one. 409 for another volume's."""
+        try:
+            number, volume, seq, safe = await store.ask(
+                "heartbeat", uuid=node.uuid, address=node.address, rack=node.rack, space=node.space,
+                used=node.used_bytes, free=node.free_bytes, total=node.total_bytes, volume=node.volume, seq=node.seq,
+            )  # fmt: skip
+        except Refused as error:
+            if error.errno != EXDEV:
+                raise
+            mine = f"this is not volume {node.volume}, whose extents the node keeps"
+            log.error("storage node %s at %s is refused: %s", node.uuid, node.address, mine)
+            raise HTTPException(409, mine) from error
+        return Registered(node=number, volume=volume.decode(), seq=seq, safe_mode=bool(safe))
 
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
@@ -127,6 +116,7 @@ def cluster_routes(service: Service) -> APIRouter:
         space = cluster_space(views)
         return Status(
             nodes=await _nodes(service), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
+            safe_because=v["safe"].decode(),
             missing=0, total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
@@ -135,70 +125,9 @@ def cluster_routes(service: Service) -> APIRouter:
             )},
         )  # fmt: skip
 
-    @routes.post(DAMAGE_PATH)
-    async def report_damage(damage: Damage) -> dict[str, int]:
-        """A reader found a replica damaged or missing; `new` is 1 the first time."""
-        extent = _extent(damage.extent)
-        (new,) = await store.ask("damage", extent=extent, node=damage.node, why=damage.why.encode())
-        return {"new": new}
-
-    @routes.get("/v1/damage")
-    async def damaged() -> dict[str, list[dict[str, Any]]]:
-        """The replicas reported damaged."""
-        rows = await store.command("HGETALL", prefix(service.settings.volume) + ":damaged")
-        found = []
-        for field, value in zip(rows[::2], rows[1::2], strict=True):
-            seconds, why = msgpack.unpackb(value)
-            node = int.from_bytes(field[16:], "big")
-            found.append({"extent": extent_text(field[:16]), "node": node, "seen_s": seconds, "why": why})
-        return {"damaged": found}
-
-    @routes.post("/v1/extents/known")
-    async def known(asked: Extents) -> Known:
-        """What metadata says of each extent: whether a file shows it, or why not."""
-        extents = [_extent(text) for text in asked.extents]
-        verdicts = await store.ask("known", extents=extents)
-        return Known(extents={text: VERDICTS[v] for text, v in zip(asked.extents, verdicts, strict=True)})
-
-    @routes.get("/v1/extents")
-    async def referenced(after: Annotated[str, Query(pattern=r"^[0-9]{1,20}$")] = "0") -> Referenced:
-        """The extents that files show, in pages: every one that is there all the while comes at least once."""
-        key = prefix(service.settings.volume) + ":m:"
-        cursor, keys = await store.command("SCAN", after, "MATCH", _literal(key) + "*", "COUNT", "1000")
-        found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
-        for name in keys:
-            inode = int(name[len(key) :])
-            rows = await store.command("HGETALL", name)
-            for index, blob in zip(rows[::2], rows[1::2], strict=True):
-                flat = msgpack.unpackb(blob, raw=True)
-                for i in range(0, len(flat), 5):
-                    _note(found, flat[i : i + 5], inode, int(index))
-        return Referenced(extents=list(found.values()), next=None if cursor == b"0" else cursor.decode())
-
     return routes
-
-
-def _note(found: dict[tuple[ExtentId, int], dict[str, Any]], segment: list[Any], inode: int, chunk: int) -> None:
-    _, extent, within, length, nodes = segment
-    row = found.setdefault(
-        (extent, chunk),
-        {"id": extent_text(extent), "inode": inode, "chunk": chunk, "length": 0, "nodes": list(unpack_nodes(nodes))},
-    )
-    row["length"] = max(row["length"], within + length)
 
 
 async def _nodes(service: Service) -> list[Node]:
     fields = ("number", "uuid", "address", "state", "used_bytes", "free_bytes", "total_bytes", "space", "rack")
     return [Node(id=n.number, **{f: getattr(n, f) for f in fields}) for n in await service.nodes()]
-
-
-def _extent(text: str) -> ExtentId:
-    try:
-        return parse_extent_text(text)
-    except ValueError as error:
-        raise HTTPException(422, str(error)) from error
-
-
-def _literal(text: str) -> str:
-    """The text as a glob pattern of Redis that matches it alone."""
-    return "".join("\\" + c if c in "*?[]\\" else c for c in text)

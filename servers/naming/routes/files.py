@@ -21,19 +21,23 @@ from servers.naming.service import Service, alive
 from servers.protocol.errors import NodeFailed, Refused, TryAgain
 from servers.protocol.geometry import Segment, is_chunk_size
 from servers.protocol.ids import ROOT_INODE, ExtentId, InodeNumber, NodeNumber, extent_text
-from servers.protocol.limits import EXTENTS_PER_CALL_MAX, FILE_BYTES_MAX, PATH_BYTES_MAX
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX, FILE_BYTES_MAX, PATH_BYTES_MAX
 from servers.protocol.names import escape, split_path, unescape
 from servers.protocol.naming_api import (
     Attributes,
     pack_segments,
-    pack_time,
     unpack_attributes,
     unpack_segments,
 )
 from servers.protocol.placement import NodeView, choose_nodes
 from servers.protocol.storage_api import EXTENTS_PATH
 
-LOCATE_CHUNKS = 256
+LOCATE_CHUNKS = CHUNKS_PER_CALL_MAX
+STUB_LASTS_SECONDS = 24 * 3600
+"""A file that was not finalized by then is forgotten."""
+ENOENT, EEXIST = 2, 17
+FINALIZED = "the file is finalized: its chunks do not change any more"
+
 NAME = Annotated[str, Field(min_length=1, max_length=4 * PATH_BYTES_MAX, examples=["reports/2026.txt"])]
 
 
@@ -117,9 +121,10 @@ def _parse_id(text: str) -> _FileId:
     number, dot, packed = text.partition(".")
     try:
         path = base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
-        if not dot or not number.isalnum():
+        ino = int(number, 16)
+        if not dot or not 0 < ino < 2**53 or not split_path(path):
             raise ValueError(text)
-        return _FileId(InodeNumber(int(number, 16)), path)
+        return _FileId(InodeNumber(ino), path)
     except (binascii.Error, ValueError) as error:
         raise HTTPException(404, "no such file_id: get one from POST /files/init or GET /files?name=") from error
 
@@ -149,15 +154,12 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         """The file behind a file_id, while it has the name it was asked for by."""
         attributes = await resolve(split_path(file.path))
         if attributes.ino != file.ino:
-            raise Refused(2, escape(file.path))
+            raise Refused(ENOENT, escape(file.path))
         return attributes
 
     async def stub(file: _FileId) -> Attributes:
         (blob,) = await store.ask("getattr", ino=file.ino)
-        attributes = unpack_attributes(file.ino, blob)
-        if attributes.nlink != 0:
-            raise HTTPException(409, "the file is finalized: its chunks do not change any more")
-        return attributes
+        return unpack_attributes(file.ino, blob)
 
     async def segments(attributes: Attributes, first: int, count: int) -> dict[int, list[Segment]]:
         _, _, rows = await store.ask("locate", ino=attributes.ino, first=first, count=count)
@@ -172,7 +174,9 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         if not wanted.overwrite:
             await _expect_free(resolve, path)
         given = {"chunk_size": wanted.chunk_size} if wanted.chunk_size else {}
-        ino, blob = await change("stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, **given)
+        ino, blob = await change(
+            "stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, lasts_ms=STUB_LASTS_SECONDS * 1000, **given
+        )
         attributes = unpack_attributes(ino, blob)
         return Initialised(file_id=str(_FileId(attributes.ino, b"/".join(path))), chunk_size=attributes.chunk_size)
 
@@ -180,16 +184,23 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
     async def allocate(file_id: FILE_ID, wanted: ChunkRequest) -> ChunkPlace:
         """Where to PUT a chunk's bytes: on each of the servers, before `finalize`."""
         attributes = await stub(_parse_id(file_id))
+        if attributes.nlink != 0:
+            raise HTTPException(409, FINALIZED)
         end = wanted.index * attributes.chunk_size + wanted.length
         if wanted.length > attributes.chunk_size or end > FILE_BYTES_MAX:
             raise HTTPException(422, f"length: a chunk of this file has at most {attributes.chunk_size} bytes")
+        if any(s.end > wanted.length for s in (await segments(attributes, wanted.index, 1)).get(wanted.index, ())):
+            raise HTTPException(409, f"chunk {wanted.index} is longer already: make another file for other content")
         nodes = choose_nodes(alive(await service.nodes()), attributes.replicas, wanted.length, service.chance)
         extent = await service.new_extent()
         segment = Segment(0, extent, 0, wanted.length, tuple(node.number for node in nodes))
-        await change(
-            "commit", ino=attributes.ino, chunks=[wanted.index, pack_segments([segment])], end=end,
-            mtime=pack_time(0), synced=False,
-        )  # fmt: skip
+        chunks = [wanted.index, pack_segments([segment])]
+        try:
+            await change("commit", ino=attributes.ino, chunks=chunks, end=end, synced=False, unpublished=True)
+        except Refused as error:
+            if error.errno == EEXIST:
+                raise HTTPException(409, FINALIZED) from error
+            raise
         return ChunkPlace(
             index=wanted.index, extent=extent_text(extent), length=wanted.length,
             servers=[_server(node, extent) for node in nodes],
@@ -197,17 +208,28 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
 
     @routes.post("/{file_id}/finalize")
     async def finalize(file_id: FILE_ID, wanted: Finalize) -> File:
-        """Publishes the file under its name, once every server has every chunk. 409 when one has not."""
+        """Publishes the file under its name, once every server has every chunk. 409 when one has not.
+
+        Asked again after it was done, it says so again."""
         file = _parse_id(file_id)
         attributes = await stub(file)
-        await expect_stored(attributes)
-        path = split_path(file.path)
-        parent = (await resolve(path[:-1])).ino if len(path) > 1 else ROOT_INODE
         size = attributes.size if wanted.size is None else wanted.size
         if size < attributes.size:
             raise HTTPException(422, f"size: the last chunk ends at {attributes.size}")
-        await change("publish", ino=file.ino, parent=parent, name=path[-1], size=size, overwrite=wanted.overwrite)
+        if attributes.nlink == 0:
+            await publish(file, attributes, size, wanted.overwrite)
+        elif (await named(file)).size != size:
+            raise HTTPException(409, FINALIZED)
         return File(file_id=file_id, name=escape(file.path), size=size, chunk_size=attributes.chunk_size)
+
+    async def publish(file: _FileId, attributes: Attributes, size: int, overwrite: bool) -> None:
+        await expect_stored(attributes)
+        path = split_path(file.path)
+        parent = (await resolve(path[:-1])).ino if len(path) > 1 else ROOT_INODE
+        await change(
+            "publish", ino=file.ino, parent=parent, name=path[-1], size=size, overwrite=overwrite,
+            version=attributes.data_version,
+        )  # fmt: skip
 
     async def expect_stored(attributes: Attributes) -> None:
         """Asks the nodes whether they have what was announced: nothing is published on trust."""
@@ -218,7 +240,7 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
             for found in (await segments(attributes, first, LOCATE_CHUNKS)).values():
                 for segment in found:
                     for node in segment.nodes:
-                        wanted.setdefault(node, {})[segment.extent] = segment.length
+                        wanted.setdefault(node, {})[segment.extent] = segment.extent_offset + segment.length
             for node, lengths in wanted.items():
                 await _expect_on_node(service, addresses[node], lengths)
 
@@ -244,8 +266,8 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         """The file of that name."""
         path = _parse_name(name)
         attributes = await resolve(path)
-        if attributes.is_directory:
-            raise Refused(21, name)
+        if not attributes.is_file:
+            raise HTTPException(409, f"{escape(b'/'.join(path))} is not a file")
         file = _FileId(attributes.ino, b"/".join(path))
         return File(file_id=str(file), name=escape(file.path), size=attributes.size, chunk_size=attributes.chunk_size)
 
@@ -258,8 +280,6 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         """Takes the name away; the bytes go once nobody has the file open."""
         file = _parse_id(file_id)
         path = split_path(file.path)
-        if not path:
-            raise Refused(21, "/")
         parent = (await resolve(path[:-1])).ino if len(path) > 1 else ROOT_INODE
         await change("unlink", parent=parent, name=path[-1], ino=file.ino)
         return Deleted(deleted=escape(file.path))
@@ -271,10 +291,10 @@ async def _expect_free(resolve: Callable[[list[bytes]], Awaitable[Attributes]], 
     try:
         await resolve(path)
     except Refused as error:
-        if error.errno == 2:
+        if error.errno == ENOENT:
             return
         raise
-    raise Refused(17, escape(b"/".join(path)))
+    raise Refused(EEXIST, escape(b"/".join(path)))
 
 
 async def _expect_on_node(service: Service, address: str, lengths: dict[ExtentId, int]) -> None:
@@ -285,7 +305,7 @@ async def _expect_on_node(service: Service, address: str, lengths: dict[ExtentId
         except NodeFailed as error:
             raise TryAgain(str(error)) from error
         for extent, length in found.items():
-            if length != lengths[extent]:
+            if length is None or length < lengths[extent]:
                 lacks = f"{address} has {length or 0} of the {lengths[extent]} bytes of {extent_text(extent)}"
                 raise HTTPException(409, f"{lacks}: PUT them first")
 

@@ -7,15 +7,20 @@ are on their way to Redis together.
 from __future__ import annotations
 
 import asyncio
+import logging
 
 import msgpack
 
 from servers.naming.redis_store import CALL_SECONDS, RedisStore
-from servers.protocol.errors import Refused, TryAgain
+from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import BATCH_BYTES_MAX, OPERATIONS_PER_BATCH_MAX
 from servers.protocol.naming_api import DEADLINE_HEADER, OPS_PATH, Operation, pack_replies, unpack_batch
 from servers.serving.lane import Lane, LaneReply, LaneRequest, json_reply
+
+log = logging.getLogger(__name__)
+
+EIO = 5
 
 
 def ops_lane(store: RedisStore) -> Lane:
@@ -42,5 +47,9 @@ async def _ask(store: RedisStore, session: SessionNumber, o: Operation, seconds:
     except TryAgain:
         return None
     except Refused as error:
-        reply: bytes = msgpack.packb([error.errno])
-        return reply
+        number = error.errno
+    except DcsError as error:  # An error of the function: a defect of ours, and no reason to hold up the others.
+        log.error("%s of session %d: %s", o.verb, session, error)
+        number = EIO
+    reply: bytes = msgpack.packb([number])
+    return reply

@@ -1,0 +1,108 @@
+"""What metadata knows of extents: which files show them, which replicas are damaged, which are not needed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgpack
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel, Field
+
+from servers.naming.keyspace import prefix
+from servers.naming.service import Service
+from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
+from servers.protocol.limits import EXTENTS_PER_CALL_MAX
+from servers.protocol.naming_api import DAMAGE_PATH, unpack_nodes
+
+
+class Damage(BaseModel):
+    extent: str = Field(examples=["2a-1f"])
+    node: int = Field(ge=1, lt=65536, examples=[1])
+    why: str = Field("", max_length=200)
+
+
+class Extents(BaseModel):
+    extents: list[str] = Field(max_length=EXTENTS_PER_CALL_MAX, examples=[["2a-1f"]])
+
+
+class Known(BaseModel):
+    extents: dict[str, Literal["needed", "condemned", "in flight", "garbage"]]
+
+
+class Referenced(BaseModel):
+    extents: list[dict[str, Any]]
+    """id, inode, chunk, length at least, nodes."""
+    next: str | None
+
+
+VERDICTS: tuple[Literal["garbage", "needed", "condemned", "in flight"], ...] = (
+    "garbage", "needed", "condemned", "in flight",
+)  # fmt: skip
+
+
+def extent_routes(service: Service) -> APIRouter:
+    routes = APIRouter(tags=["extents"])
+    store = service.store
+
+    @routes.post(DAMAGE_PATH)
+    async def report_damage(damage: Damage) -> dict[str, int]:
+        """A reader found a replica damaged or missing; `new` is 1 the first time."""
+        extent = _extent(damage.extent)
+        (new,) = await store.ask("damage", extent=extent, node=damage.node, why=damage.why.encode())
+        return {"new": new}
+
+    @routes.get("/v1/damage")
+    async def damaged() -> dict[str, list[dict[str, Any]]]:
+        """The replicas reported damaged."""
+        rows = await store.command("HGETALL", prefix(service.settings.volume) + ":damaged")
+        found = []
+        for field, value in zip(rows[::2], rows[1::2], strict=True):
+            seconds, why = msgpack.unpackb(value)
+            node = int.from_bytes(field[16:], "big")
+            found.append({"extent": extent_text(field[:16]), "node": node, "seen_s": seconds, "why": why})
+        return {"damaged": found}
+
+    @routes.post("/v1/extents/known")
+    async def known(asked: Extents) -> Known:
+        """What metadata says of each extent: whether a file shows it, or why not."""
+        extents = [_extent(text) for text in asked.extents]
+        verdicts = await store.ask("known", extents=extents)
+        return Known(extents={text: VERDICTS[v] for text, v in zip(asked.extents, verdicts, strict=True)})
+
+    @routes.get("/v1/extents")
+    async def referenced(after: Annotated[int, Query(ge=0, lt=2**64)] = 0) -> Referenced:
+        """The extents that files show, in pages: every one that is there all the while comes at least once."""
+        key = prefix(service.settings.volume) + ":m:"
+        cursor, keys = await store.command("SCAN", str(after), "MATCH", _literal(key) + "*", "COUNT", "1000")
+        found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
+        for name in keys:
+            inode = int(name[len(key) :])
+            rows = await store.command("HGETALL", name)
+            for index, blob in zip(rows[::2], rows[1::2], strict=True):
+                flat = msgpack.unpackb(blob, raw=True)
+                for i in range(0, len(flat), 5):
+                    _note(found, flat[i : i + 5], inode, int(index))
+        return Referenced(extents=list(found.values()), next=None if cursor == b"0" else cursor.decode())
+
+    return routes
+
+
+def _note(found: dict[tuple[ExtentId, int], dict[str, Any]], segment: list[Any], inode: int, chunk: int) -> None:
+    _, extent, within, length, nodes = segment
+    row = found.setdefault(
+        (extent, chunk),
+        {"id": extent_text(extent), "inode": inode, "chunk": chunk, "length": 0, "nodes": list(unpack_nodes(nodes))},
+    )
+    row["length"] = max(row["length"], within + length)
+
+
+def _extent(text: str) -> ExtentId:
+    try:
+        return parse_extent_text(text)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+
+
+def _literal(text: str) -> str:
+    """The text as a glob pattern of Redis that matches it alone."""
+    return "".join("\\" + c if c in "*?[]\\" else c for c in text)
