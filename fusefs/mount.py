@@ -89,6 +89,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         filesystem.on_moved = _page_dropper(nursery)
         try:
             nursery.start_soon(session.keep)
+            nursery.start_soon(filesystem.keep_registered)
             nursery.start_soon(_end_on_signal, filesystem)
             ready()
             log.info("mounted %s", settings.mountpoint)

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 ENOENT, EBADF, EROFS, ENAMETOOLONG, ENODATA, ESTALE = 2, 9, 30, 36, 61, 116
 NODE_SYNC_SECONDS = 7.0
 """A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
+REGISTER_SECONDS = 0.5
+REGISTER_MAX = 1024
 RETRY_FAILED_SECONDS = 2.0
 KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
@@ -79,12 +81,14 @@ class Filesystem:
         self._blocks = BlockCache(extents.fetch, cached_bytes_max=settings.cache_bytes_max)
         self._budget = WriteBudget(settings.dirty_bytes_max, self._relieve)
         self._open: dict[InodeNumber, OpenInode] = {}
-        self._opening: dict[InodeNumber, trio.Lock] = {}
         self._files: HandleTable[FileHandle] = HandleTable()
         self._directories: HandleTable[DirectoryStream] = HandleTable()
         self._versions: dict[InodeNumber, int] = {}
         """The data version that the kernel's pages of an inode belong to."""
         self._relieving = False
+        self._registered: set[InodeNumber] = set()
+        """What the metadata knows to be open here."""
+        self._registering = trio.Lock()
         self._new_session = trio.Lock()
         self.lost_bytes = 0
         """Data that was given up: what the mount's exit status tells."""
@@ -132,13 +136,43 @@ class Filesystem:
                 raise
             return await self._metadata.ask(verb, **arguments)
 
+    # ── who has what open
+
+    async def keep_registered(self) -> None:
+        """Tells the metadata, shortly after, what is open here, so that it lives on when it is unlinked.
+
+        Until cancelled. A file that is closed again by then costs nothing. What is unlinked in
+        the meantime is safe by its grace, which is longer.
+        """
+        while True:
+            await trio.sleep(REGISTER_SECONDS)
+            try:
+                await self._register()
+            except DcsError as error:
+                log.info("the metadata was not told what is open: %s", error)
+
+    async def _register(self) -> None:
+        async with self._registering:
+            now_open = set(self._open)
+            opened, released = sorted(now_open - self._registered), sorted(self._registered - now_open)
+            for at in range(0, max(len(opened), len(released)), REGISTER_MAX):
+                some_opened, some_released = opened[at : at + REGISTER_MAX], released[at : at + REGISTER_MAX]
+                (gone,) = await self._ask("opens", opened=some_opened, released=some_released)
+                self._registered.update(some_opened)
+                self._registered.difference_update(some_released)
+                for ino in gone:
+                    log.warning("inode %d, open here, is gone", ino)
+
+    async def _register_before_unlink(self, parent: InodeNumber, name: bytes) -> None:
+        """What is open here and about to lose a name by us needs no grace."""
+        found = self._cache.entry(parent, name, trio.current_time())
+        if found is not None and found[0] in self._open and found[0] not in self._registered:
+            await self._register()
+
     async def reopen(self) -> None:
         """A new session: what is open is told to it."""
-        for ino in list(self._open):
-            try:
-                await self._metadata.ask("open", ino=ino, chunks=0)
-            except Refused as error:
-                log.warning("inode %d, open here, is gone: %s", ino, error)
+        self._registered.clear()
+        await self._register()
 
     def _writable(self) -> None:
         if self._settings.read_only:
@@ -247,6 +281,7 @@ class Filesystem:
 
     async def unlink(self, parent: InodeNumber, name: bytes) -> None:
         self._writable()
+        await self._register_before_unlink(parent, name)
         asked_at = trio.current_time()
         try:
             ino, blob = await self._ask("unlink", parent=parent, name=name)
@@ -275,6 +310,7 @@ class Filesystem:
         found = self._cache.entry(parent, name, trio.current_time())
         for ino in self._may_be(found[0] if found is not None else None):
             await self._open[ino].writer.flush(sync=False)
+        await self._register_before_unlink(new_parent, new_name)
         asked_at = trio.current_time()
         try:
             ino, blob, replaced = await self._ask(
@@ -416,7 +452,7 @@ class Filesystem:
         if writes:
             self._writable()
         asked_at = trio.current_time()
-        blob, rows = await self._ask("open", ino=ino, chunks=WINDOW_CHUNKS)
+        blob, rows = await self._ask("look", ino=ino, chunks=WINDOW_CHUNKS)
         attributes = self._cache.put(ino, blob, asked_at)
         handle, keep = self._opened(attributes, rows, flags)
         if flags & os.O_TRUNC and writes:
@@ -542,7 +578,7 @@ class Filesystem:
         if inode.writer.is_dirty:
             self._nursery.start_soon(self._store_later, inode)
         else:
-            await self._forget(inode)
+            self._forget(inode)
 
     async def _store_later(self, inode: OpenInode) -> None:
         end_at = trio.current_time() + KEEP_FAILED_SECONDS
@@ -554,7 +590,7 @@ class Filesystem:
                 await trio.sleep(RETRY_FAILED_SECONDS)
         if not inode.handles:
             self._give_up(inode)
-            await self._forget(inode)
+            self._forget(inode)
 
     def _give_up(self, inode: OpenInode) -> None:
         lost = sum(len(piece) for chunk in inode.writer.unstored(0, 2**62) for piece in chunk.pieces())
@@ -563,17 +599,9 @@ class Filesystem:
             log.error("inode %d: %d written bytes could not be stored and are lost", inode.ino, lost)
             inode.writer.discard()
 
-    async def _forget(self, inode: OpenInode) -> None:
-        if self._open.get(inode.ino) is not inode or inode.handles:
-            return
-        del self._open[inode.ino]
-        try:
-            await self._ask("release", ino=inode.ino)
-        except DcsError as error:
-            log.info("inode %d: the metadata was not told that it is closed: %s", inode.ino, error)
-        again = self._open.get(inode.ino)
-        if again is not None:  # Opened meanwhile: the release may have come after that open.
-            await self._ask("open", ino=inode.ino, chunks=0)
+    def _forget(self, inode: OpenInode) -> None:
+        if self._open.get(inode.ino) is inode and not inode.handles:
+            del self._open[inode.ino]
 
     # ── all together
 

@@ -30,10 +30,12 @@ DAMAGE_PATH = "/v1/damage"
 HEARTBEAT_PATH = "/v1/heartbeat"
 DEADLINE_HEADER = "dcs-deadline-ms"
 
-READS = frozenset({"lookup", "getattr", "readdir", "readlink", "locate", "getxattr", "listxattr", "statfs", "resolve"})
+READS = frozenset(
+    {"lookup", "getattr", "look", "readdir", "readlink", "locate", "getxattr", "listxattr", "statfs", "resolve"}
+)
 MUTATIONS = frozenset(
     {
-        "open", "release", "create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename",
+        "open", "opens", "release", "create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename",
         "setattr", "commit", "setxattr", "removexattr", "stub", "publish",
     }
 )  # fmt: skip

@@ -33,18 +33,16 @@ local function make(c, a, mode)
 end
 
 -- create {parent, name, mode, uid, gid, exclusive} -> ino, attributes, made
--- Opens it for the session too. Without `exclusive` a file that is there is opened as it is.
+-- Without `exclusive` a file that is there is taken as it is.
 mutation('create', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id', exclusive = 'flag' },
   function(c, a)
     local there = not a.exclusive and c:directory(a.parent) and c:entry(a.parent, a.name)
     if there then
       if is(c:inode(there)[MODE], S_IFDIR) then return EISDIR end
-      c:open(there)
       return c:remember(pack({ 0, there, c:attributes(there), 0 }))
     end
     local ino, problem = make(c, a, S_IFREG + bit.band(a.mode, 0xFFF))
     if not ino then return problem end
-    c:open(ino)
     return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), 1)
   end)
 

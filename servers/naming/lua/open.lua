@@ -36,6 +36,25 @@ local function opened(c, a)
   return { 0, c:attributes(a.ino), c:map(a.ino, inode, 0, a.chunks) }
 end
 
+-- look {ino, chunks} -> attributes, map of the first `chunks` chunks
+-- What a mount needs to open a file. It tells who has it open with `opens`, shortly after: the
+-- grace of what is unlinked meanwhile is longer than that.
+read('look', { ino = 'ino', chunks = 'count' }, function(c, a)
+  if not c:inode(a.ino) then return { ESTALE } end
+  return opened(c, a)
+end)
+
+-- opens {opened: inos, released: inos} -> the inodes that are not there to be opened
+mutation('opens', { frees = true, harmless = true }, { opened = 'list', released = 'list' }, function(c, a)
+  if #a.opened + #a.released > LIMIT.extents then return E2BIG end
+  local gone = {}
+  for _, ino in ipairs(a.released) do c:close(ino) end
+  for _, ino in ipairs(a.opened) do
+    if call('EXISTS', c:key('i', ino)) == 1 then c:open(ino) else gone[#gone + 1] = ino end
+  end
+  return c:remember(pack({ 0, gone }))
+end)
+
 -- open {ino, chunks} -> attributes, map of the first `chunks` chunks
 -- Remembered without its reply, which may be long and is as good when made again.
 mutation('open', { frees = true, harmless = true, again = opened }, { ino = 'ino', chunks = 'count' }, function(c, a)
