@@ -153,6 +153,10 @@ class Cluster:
             for node in self.nodes:
                 node.wait_ready()
             self.wait_alive(len(self.nodes))
+        except AssertionError as error:
+            logs = self.log_tails()
+            self.close(kill=True)
+            raise AssertionError(f"{error}\n{logs}") from error
         except BaseException:
             self.close(kill=True)
             raise
@@ -190,6 +194,11 @@ class Cluster:
         mount.kill()
         if is_mounted(mount.path):
             problems.append(f"{mount.path} is still mounted")
+
+    def log_tails(self) -> str:
+        """How every program's log ends."""
+        programs = (self.redis, self.naming, *self.nodes, *(mount.process for mount in self.mounts))
+        return "\n".join(f"== {program.name}\n{program.log_tail()}" for program in programs)
 
     # Its parts.
 

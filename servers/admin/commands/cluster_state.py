@@ -1,0 +1,157 @@
+"""status, nodes, explain and fsck: what the cluster is made of and whether all of it is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import typer
+
+from servers.admin.commands.options import Json, Name, naming_urls
+from servers.admin.connection import Connection
+from servers.admin.errors import one_line
+from servers.admin.explain import explain as explain_file
+from servers.admin.fsck import Finding, Findings
+from servers.admin.fsck import fsck as check_volume
+from servers.admin.output import human_bytes, print_facts, print_json, print_table
+from servers.admin.runner import run
+from servers.protocol.errors import TryAgain
+
+FINDINGS_SHOWN = 20
+
+
+def status(ctx: typer.Context, json: Json = False) -> None:
+    """Show servers, space, files, and what waits to be done."""
+
+    async def work(connection: Connection) -> dict[str, Any]:  # Any: values of JSON.
+        found = await connection.naming.json("GET", "/v1/status")
+        return {"naming_server": connection.naming.address, **found}
+
+    found = run(naming_urls(ctx), work)
+    if json:
+        print_json(found)
+        return
+    print_facts(_facts(found))
+    typer.echo()
+    _print_nodes(found["nodes"])
+
+
+def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    yield "naming server", s["naming_server"]
+    yield "redis", s["redis"] + (", SAFE MODE: read-only" if s["safe_mode"] else "")
+    yield "volume", s["volume"]
+    yield "space", f"{human_bytes(s['free_bytes'])} free of {human_bytes(s['total_bytes'])}, as files can use it"
+    yield "files", f"{s['files']} files, {s['directories']} directories, {human_bytes(s['bytes'])}"
+    yield "extents", f"{s['extents']}, each on {s['replication_factor']} nodes; {human_bytes(s['chunk_size'])} chunks"
+    wrong = [f"{s[key]} {key.replace('_', ' ')}" for key in ("under_replicated", "missing", "damaged") if s[key]]
+    yield "replicas", ", ".join(wrong) or "all there, as far as is known"
+    yield "deletions pending", s["deletions_pending"]
+    yield "deleted but open", s["orphans"]
+    yield "sessions", s["sessions"]
+
+
+def nodes(ctx: typer.Context, json: Json = False) -> None:
+    """Show the storage nodes."""
+
+    async def work(connection: Connection) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = (await connection.naming.json("GET", "/v1/nodes"))["nodes"]
+        return found
+
+    found = run(naming_urls(ctx), work)
+    if json:
+        print_json(found)
+    else:
+        _print_nodes(found)
+
+
+def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
+    headings = ("node", "address", "state", "used", "free", "total", "rack", "uuid")
+    cells = (
+        (
+            row["id"], row["address"], row["state"], human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
+            human_bytes(row["total_bytes"]), row["rack"] or "-", row["uuid"],
+        )
+        for row in rows
+    )  # fmt: skip
+    print_table(headings, cells, numbers=("node", "used", "free", "total"))
+
+
+def explain(ctx: typer.Context, path: Name, json: Json = False) -> None:
+    """Show a file's inode, chunks and extents, and where on whose disk each replica lies."""
+
+    async def work(connection: Connection) -> dict[str, Any]:
+        return await explain_file(connection, os.fsencode(path))
+
+    found = run(naming_urls(ctx), work)
+    if json:
+        print_json(found)
+        return
+    print_facts((key.replace("_", " "), value) for key, value in found.items() if key not in ("chunks", "mode"))
+    if not found["chunks"]:
+        return
+    typer.echo()
+    headings = ("chunk", "offset", "length", "extent", "node", "state", "crc32c", "file")
+    print_table(headings, _replica_rows(found["chunks"]), numbers=("chunk", "offset", "length", "node"))
+
+
+def _replica_rows(chunks: Iterable[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
+    """One row a replica; what it shares with the row above is left out."""
+    for chunk in chunks:
+        for segment in chunk["segments"]:
+            place: tuple[object, ...] = (chunk["index"], segment["offset"], segment["length"], segment["extent"])
+            for replica in segment["replicas"]:
+                where = f"{replica['address']}:{replica['path']}" if replica["path"] else replica["problem"]
+                yield (*place, replica["node"], replica["state"], replica["crc32c"] or "-", where)
+                place = ("", "", "", "")
+
+
+def fsck(
+    ctx: typer.Context,
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=0, help="Wait so long for pending deletions to be done.")
+    ] = 0,
+    data: Annotated[bool, typer.Option("--data", help="Have every replica read and verified, too.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare what files show with what all nodes hold.
+
+    Exit status: 0 clean, 1 something is missing, damaged or unknown to metadata, 2 a node could not be asked.
+    """
+
+    async def work(connection: Connection) -> Findings:
+        return await check_volume(connection, wait_seconds=wait, verify=data)
+
+    try:
+        found = run(naming_urls(ctx), work)
+    except TryAgain as error:
+        found = Findings(unknown=[one_line(error)])
+    if json:
+        print_json(found.as_json())
+    else:
+        _print_findings(found)
+    raise typer.Exit(found.exit_status)
+
+
+def _print_findings(found: Findings) -> None:
+    typer.echo(
+        f"{found.extents} extents, {found.replicas} replicas on {found.nodes} nodes: {found.verdict}; "
+        f"{found.deletions_pending} to be deleted, {found.in_flight} in flight, {found.surplus} surplus"
+    )
+    _print_list("missing extent", found.missing_extents)
+    _print_list("missing replica", map(_shown, found.missing_replicas))
+    _print_list("damaged replica", map(_shown, found.damaged))
+    _print_list("unknown to metadata", map(_shown, found.garbage))
+    _print_list("could not be asked", found.unknown)
+
+
+def _shown(finding: Finding) -> str:
+    return f"{finding.extent} on node {finding.node}: {finding.what}"
+
+
+def _print_list(what: str, lines: Iterable[str]) -> None:
+    all_lines = list(lines)
+    for line in all_lines[:FINDINGS_SHOWN]:
+        typer.echo(f"{what}: {line}")
+    if len(all_lines) > FINDINGS_SHOWN:
+        typer.echo(f"{what}: {len(all_lines) - FINDINGS_SHOWN} more; --json shows all")

@@ -1,0 +1,247 @@
+"""Making a file out of a stream: chunks to the nodes' disks, then the map, then the name.
+
+The chunks go to their nodes a few at a time, each to all its nodes at once, and are committed
+in groups to an inode without a name; the last step publishes it. So nobody ever sees half a
+file, and a run that ends early leaves only what garbage collection takes.
+
+As strict as the REST interface at the start: nothing begins with fewer nodes than replicas are
+wanted. A node lost on the way is replaced; where none is left to replace it, going on with
+`replicas_min` beats throwing away what is uploaded: metadata counts such extents, for repair.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import random
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from servers.admin.connection import CLOSE_SECONDS, Connection, Session
+from servers.admin.errors import Problem, about
+from servers.admin.local_source import LocalSource
+from servers.admin.node_table import NodeTable
+from servers.admin.output import Bar
+from servers.admin.tree import find_parent, resolve
+from servers.protocol.checksum import block_sums
+from servers.protocol.errors import DcsError, NodeFailed, Refused, TooFewNodes, TryAgain
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ExtentId, NodeNumber
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, MIB
+from servers.protocol.naming_api import Attributes, pack_segments, unpack_attributes
+from servers.protocol.placement import NodeView, choose_nodes
+from servers.protocol.storage_api import ExtentHeader
+
+READ_BYTES = 4 * MIB
+"""What is read from the source at once, if chunks are not larger."""
+IN_FLIGHT_BYTES = 32 * MIB
+CHUNKS_IN_FLIGHT_MIN, CHUNKS_IN_FLIGHT_MAX = 2, 16
+WRITE_SECONDS = 30.0
+"""How long a chunk is tried again when too few nodes take it."""
+PAUSE_SECONDS = 0.5
+SILENCE_SECONDS = 10.0
+"""A node that was sent a chunk has it on stable storage within this."""
+PUT_SECONDS = 30.0
+PUT_BYTES_PER_SECOND_MIN = MIB
+"""With PUT_SECONDS, the deadline of one upload: 94 s for the largest chunk."""
+PIECE_BYTES = MIB
+
+
+@dataclass(frozen=True)
+class Creation:
+    """What to make."""
+
+    path: bytes
+    mode: int
+    uid: int
+    gid: int
+    overwrite: bool
+    chunk_size: int | None
+    """None takes the volume's."""
+    replicas_min: int
+
+
+@dataclass(frozen=True)
+class Created:
+    size: int
+    extents: int
+    thin_extents: int
+    """Those with fewer replicas than wanted."""
+
+
+async def create(connection: Connection, source: LocalSource, wanted: Creation, bar: Bar) -> Created:
+    """The file is there, whole and on stable storage. Raises Problem, DcsError, OSError; then nothing is there."""
+    bar.begin(source.size)
+    parent, name = await find_parent(connection, wanted.path)
+    if not wanted.overwrite:
+        await _expect_free(connection, wanted.path)
+    async with connection.session("dcs create") as session:
+        chunk_size = {"chunk_size": wanted.chunk_size} if wanted.chunk_size else {}
+        ino, blob = await session.change("stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, **chunk_size)
+        stub = unpack_attributes(ino, blob)
+        upload = _Upload(connection, session, stub, name, wanted.replicas_min, bar)
+        try:
+            await upload.run(source)
+            source.check_unchanged()
+            await session.change(
+                "publish", ino=ino, parent=parent, name=name, size=upload.size, overwrite=wanted.overwrite
+            )
+        except BaseException as error:
+            with contextlib.suppress(DcsError, TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await session.change("release", ino=ino)  # So that what was uploaded is let go at once.
+            if isinstance(error, Refused):
+                raise _taken(wanted.path) if error.errno == errno.EEXIST else about(wanted.path, error) from error
+            raise
+    return Created(upload.size, upload.extents, upload.thin_extents)
+
+
+async def _expect_free(connection: Connection, path: bytes) -> None:
+    """Said before the upload; `publish` has the last word."""
+    try:
+        await resolve(connection, path)
+    except Refused as error:
+        if error.errno != errno.ENOENT:
+            raise
+    else:
+        raise _taken(path)
+
+
+def _taken(path: bytes) -> Problem:
+    return Problem(f"{about(path, Refused(errno.EEXIST))}; --overwrite replaces a file")
+
+
+class _Upload:
+    def __init__(
+        self,
+        connection: Connection,
+        session: Session,
+        stub: Attributes,
+        name: bytes,
+        replicas_min: int,
+        bar: Bar,
+    ) -> None:
+        self.size = 0
+        self.extents = 0
+        self.thin_extents = 0
+        self._connection = connection
+        self._session = session
+        self._stub = stub
+        self._name = name
+        self._replicas_min = min(replicas_min, stub.replicas)
+        self._bar = bar
+        self._nodes = NodeTable(connection.naming)
+        self._chance = random.Random()
+        self._began_ns = time.time_ns()
+        self._has_reached_all = False
+        self._stored: list[tuple[int, Segment]] = []
+        """Not committed yet."""
+
+    async def run(self, source: LocalSource) -> None:
+        """All of the source is in extents on stable storage, and in the inode's map."""
+        await self._nodes.load()
+        choose_nodes(self._nodes.alive(), self._stub.replicas, 0, self._chance)
+        chunk = self._stub.chunk_size
+        room = asyncio.Semaphore(max(CHUNKS_IN_FLIGHT_MIN, min(CHUNKS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES // chunk)))
+        async with asyncio.TaskGroup() as group:
+            async for index, piece in self._chunks(source):
+                await room.acquire()
+                group.create_task(self._take(index, piece, room))
+        await self._commit(self._stored)
+
+    async def _chunks(self, source: LocalSource) -> AsyncIterator[tuple[int, bytes]]:
+        """The chunks that have bytes, with their indexes; counts `size` up as they come."""
+        chunk = self._stub.chunk_size
+        block_bytes = max(chunk, READ_BYTES)
+        while block := await source.read(block_bytes):
+            start = self.size
+            self.size += len(block)
+            for at in range(0, len(block), chunk):
+                piece = block[at : at + chunk]
+                if source.is_hole(start + at, len(piece)):
+                    self._bar.advance(len(piece))
+                else:
+                    yield (start + at) // chunk, piece
+            if len(block) < block_bytes:
+                return
+
+    async def _take(self, index: int, piece: bytes, room: asyncio.Semaphore) -> None:
+        segment = await self._store(index, piece)
+        self._bar.advance(len(piece))
+        self._stored.append((index, segment))
+        if len(self._stored) >= CHUNKS_PER_CALL_MAX:
+            full, self._stored = self._stored, []
+            await self._commit(full)
+        room.release()
+
+    async def _commit(self, stored: list[tuple[int, Segment]]) -> None:
+        if not stored:
+            return
+        stored.sort(key=lambda row: row[0])
+        chunks = [field for index, segment in stored for field in (index, pack_segments([segment]))]
+        end = max(index * self._stub.chunk_size + segment.length for index, segment in stored)
+        await self._session.change("commit", ino=self._stub.ino, chunks=chunks, end=end, synced=True)
+
+    async def _store(self, index: int, piece: bytes) -> Segment:
+        """The piece is on stable storage on all its nodes, or on enough of them."""
+        extent = self._session.new_extent()
+        header = ExtentHeader(
+            self._session.volume, self._stub.ino, index, self._began_ns, self._name, block_sums([piece])
+        )
+        stored: list[NodeNumber] = []
+        failures: dict[NodeNumber, DcsError] = {}
+        deadline = time.monotonic() + WRITE_SECONDS
+        while True:
+            await self._nodes.refresh()
+            await self._round(extent, piece, header, stored, failures)
+            if len(stored) == self._stub.replicas:
+                self._has_reached_all = True
+                break
+            if self._has_reached_all and len(stored) >= self._replicas_min:
+                self.thin_extents += 1
+                break
+            if not self._has_reached_all or time.monotonic() > deadline:
+                causes = "; ".join(f"node {number}: {error}" for number, error in failures.items())
+                raise TooFewNodes(f"Fewer than {self._stub.replicas} storage servers available: {causes}")
+            await asyncio.sleep(PAUSE_SECONDS)
+        self.extents += 1
+        return Segment(0, extent, 0, len(piece), tuple(stored))
+
+    async def _round(
+        self,
+        extent: ExtentId,
+        piece: bytes,
+        header: ExtentHeader,
+        stored: list[NodeNumber],
+        failures: dict[NodeNumber, DcsError],
+    ) -> None:
+        """Asks nodes until all replicas are stored or nobody is left to ask."""
+        tried = set(stored)
+        while lacking := self._stub.replicas - len(stored):
+            able = [node for node in self._nodes.alive() if node.number not in tried and node.free_bytes > len(piece)]
+            if not able:
+                return
+            chosen = choose_nodes(able, min(lacking, len(able)), len(piece), self._chance)
+            tried.update(node.number for node in chosen)
+            errors = await asyncio.gather(*(self._put(node, extent, piece, header) for node in chosen))
+            for node, error in zip(chosen, errors, strict=True):
+                if error is None:
+                    stored.append(node.number)
+                else:
+                    failures[node.number] = error
+                    self._nodes.failed(node.number)
+
+    async def _put(self, node: NodeView, extent: ExtentId, piece: bytes, header: ExtentHeader) -> DcsError | None:
+        """Why the node does not have it; None when it has."""
+        view = memoryview(piece)
+        try:
+            await self._connection.storage.put(
+                node.address, extent, [view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES)], header,
+                sync=True, deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
+                first_byte_seconds=SILENCE_SECONDS,
+            )  # fmt: skip
+        except (TryAgain, NodeFailed) as error:
+            return error
+        return None
