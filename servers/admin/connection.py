@@ -14,7 +14,7 @@ from typing import Any
 
 from servers.admin.access import Access
 from servers.admin.errors import Problem
-from servers.client.http import HttpxTransport
+from servers.client.asyncio_transport import AsyncioTransport
 from servers.client.naming import NamingClient, read_reply
 from servers.client.storage import StorageClient
 from servers.protocol.errors import DcsError, SessionLost, TryAgain, Unavailable
@@ -35,7 +35,7 @@ NO_SESSION = SessionNumber(0)
 class Connection:
     def __init__(self, access: Access) -> None:
         """Raises Problem for a naming URL that is none."""
-        self._transport = HttpxTransport(access.secret)
+        self._transport = AsyncioTransport(access.secret)
         try:
             self.naming = NamingClient(self._transport, access.naming_urls)
         except ValueError as error:

@@ -17,7 +17,7 @@ import errno
 import random
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from servers.admin.connection import CLOSE_SECONDS, Connection, Session
 from servers.admin.errors import Problem, about
@@ -28,7 +28,7 @@ from servers.admin.tree import find_parent, resolve
 from servers.protocol.checksum import block_sums
 from servers.protocol.errors import DcsError, NodeFailed, Refused, TooFewNodes, TryAgain
 from servers.protocol.geometry import Segment
-from servers.protocol.ids import ExtentId, NodeNumber
+from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, MIB
 from servers.protocol.naming_api import Attributes, pack_segments, unpack_attributes
 from servers.protocol.placement import NodeView, choose_nodes
@@ -47,6 +47,10 @@ PUT_SECONDS = 30.0
 PUT_BYTES_PER_SECOND_MIN = MIB
 """With PUT_SECONDS, the deadline of one upload: 94 s for the largest chunk."""
 PIECE_BYTES = MIB
+SYNCED_ALONE_BYTES = MIB
+"""Chunks from this size on are synced one by one; smaller ones by a barrier before each commit,
+which costs each node one group commit for 256 chunks instead of 256 of them."""
+BARRIER_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,7 @@ class _Upload:
         self._nodes = NodeTable(connection.naming)
         self._chance = random.Random()
         self._began_ns = time.time_ns()
+        self._syncs_alone = stub.chunk_size >= SYNCED_ALONE_BYTES
         self._has_reached_all = False
         self._stored: list[tuple[int, Segment]] = []
         """Not committed yet."""
@@ -180,12 +185,36 @@ class _Upload:
         if not stored:
             return
         stored.sort(key=lambda row: row[0])
-        chunks = [field for index, segment in stored for field in (index, pack_segments([segment]))]
+        unsynced = set() if self._syncs_alone else await self._unsynced_nodes({n for _, s in stored for n in s.nodes})
+        chunks: list[int | list[int | bytes]] = []
+        for index, segment in stored:
+            chunks += (index, pack_segments([self._without(segment, unsynced)]))
         end = max(index * self._stub.chunk_size + segment.length for index, segment in stored)
         await self._session.change("commit", ino=self._stub.ino, chunks=chunks, end=end, synced=True)
 
+    async def _unsynced_nodes(self, numbers: set[NodeNumber]) -> set[NodeNumber]:
+        """The nodes that could not bring what they took to stable storage."""
+        asked = self._nodes.by_promise(tuple(numbers), 0)
+        outcomes = await asyncio.gather(*(self._barrier(node) for node in asked))
+        return numbers - {node.number for node, is_synced in zip(asked, outcomes, strict=True) if is_synced}
+
+    async def _barrier(self, node: NodeView) -> bool:
+        try:
+            await self._connection.storage.barrier(node.address, deadline_seconds=BARRIER_SECONDS)
+        except (TryAgain, NodeFailed):
+            self._nodes.failed(node.number)
+            return False
+        return True
+
+    def _without(self, segment: Segment, unsynced: set[NodeNumber]) -> Segment:
+        kept = tuple(number for number in segment.nodes if number not in unsynced)
+        if len(kept) < self._replicas_min:
+            raise NodeFailed(f"only {len(kept)} nodes could bring {extent_text(segment.extent)} to stable storage")
+        self.thin_extents += len(kept) < len(segment.nodes) == self._stub.replicas
+        return replace(segment, nodes=kept)
+
     async def _store(self, index: int, piece: bytes) -> Segment:
-        """The piece is on stable storage on all its nodes, or on enough of them."""
+        """The piece is stored on all its nodes, or on enough of them; synced if large, else up to `_commit`."""
         extent = self._session.new_extent()
         header = ExtentHeader(
             self._session.volume, self._stub.ino, index, self._began_ns, self._name, block_sums([piece])
@@ -239,7 +268,7 @@ class _Upload:
         try:
             await self._connection.storage.put(
                 node.address, extent, [view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES)], header,
-                sync=True, deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
+                sync=self._syncs_alone, deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
                 first_byte_seconds=SILENCE_SECONDS,
             )  # fmt: skip
         except (TryAgain, NodeFailed) as error:

@@ -26,7 +26,7 @@ MARK = "DCS_CLUSTER"
 """In the environment of every process of a cluster: its home. So they are found when the supervisor is gone."""
 
 START_SECONDS = 2
-START_RETRIES = 5
+START_RETRIES = 3
 STOP_SECONDS = 30
 MOUNT_STOP_SECONDS = 40
 """A mount may need its whole flush deadline of 30 s."""

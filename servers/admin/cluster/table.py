@@ -37,7 +37,7 @@ def render(report: Report) -> RenderableType:
 
 
 def try_next(report: Report, dcs: str) -> str:
-    """Three commands that show that it works; `dcs` is how the reader calls it."""
+    """Three commands that show that it works; `dcs` is how this person can call it."""
     file = shlex.quote(str(report.mountpoint / "hello")) if report.mountpoint else "hello"
     return f"Try:\n  echo hello > {file} && cat {file}\n  {dcs} explain /hello\n  {dcs} status"
 
