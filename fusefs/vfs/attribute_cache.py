@@ -116,15 +116,17 @@ class AttributeCache:
         if ino is not None:
             self._note_name(ino, name)
 
-    def changed(self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float) -> None:
-        """Our own change made the name mean `ino`, or nothing."""
+    def changed(
+        self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, parent_blob: bytes, asked_at: float
+    ) -> None:
+        """Our own change made the name mean `ino`, or nothing, and the directory what `parent_blob` says."""
         self._tick += 1
         self._directory(parent).changed = self._tick
         self._entries[parent, name] = (ino, asked_at + self.seconds)
         _bound(self._entries)
         if ino is not None:
             self._note_name(ino, name)
-        self.forget_attributes(parent)
+        self.put(parent, parent_blob, asked_at)
 
     def forget_entry(self, parent: InodeNumber, name: bytes) -> None:
         """Our own change failed in a way that leaves open what the name means now."""

@@ -239,14 +239,16 @@ class Filesystem:
         self._writable()
         asked_at = trio.current_time()
         try:
-            ino, blob, *_ = await self._ask(verb, parent=parent, name=name, **arguments)
+            ino, blob, parent_blob = await self._ask(verb, parent=parent, name=name, **arguments)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        return self._made(parent, name, ino, blob, asked_at)
+        return self._made(parent, name, ino, blob, parent_blob, asked_at)
 
-    def _made(self, parent: InodeNumber, name: bytes, ino: InodeNumber, blob: bytes, asked_at: float) -> Shown:
-        self._cache.changed(parent, name, ino, asked_at)
+    def _made(
+        self, parent: InodeNumber, name: bytes, ino: InodeNumber, blob: bytes, parent_blob: bytes, asked_at: float
+    ) -> Shown:
+        self._cache.changed(parent, name, ino, parent_blob, asked_at)
         attributes = self._cache.put(ino, blob, asked_at)
         if attributes.is_directory:
             self._cache.complete(ino, asked_at, self._cache.tick())  # It is empty.
@@ -266,11 +268,11 @@ class Filesystem:
         self._writable()
         asked_at = trio.current_time()
         try:
-            (blob,) = await self._ask("link", ino=ino, parent=parent, name=name)
+            blob, parent_blob = await self._ask("link", ino=ino, parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        return self._made(parent, name, ino, blob, asked_at)
+        return self._made(parent, name, ino, blob, parent_blob, asked_at)
 
     async def readlink(self, ino: InodeNumber) -> bytes:
         held = self._cache.attributes(ino, trio.current_time())
@@ -284,22 +286,22 @@ class Filesystem:
         await self._register_before_unlink(parent, name)
         asked_at = trio.current_time()
         try:
-            ino, blob = await self._ask("unlink", parent=parent, name=name)
+            ino, blob, parent_blob = await self._ask("unlink", parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        self._cache.changed(parent, name, None, asked_at)
+        self._cache.changed(parent, name, None, parent_blob, asked_at)
         self._shown(self._cache.put(ino, blob, asked_at), 0.0)
 
     async def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         self._writable()
         asked_at = trio.current_time()
         try:
-            (ino,) = await self._ask("rmdir", parent=parent, name=name)
+            ino, parent_blob = await self._ask("rmdir", parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        self._cache.changed(parent, name, None, asked_at)
+        self._cache.changed(parent, name, None, parent_blob, asked_at)
         self._cache.forget_attributes(ino)
 
     async def rename(
@@ -313,18 +315,20 @@ class Filesystem:
         await self._register_before_unlink(new_parent, new_name)
         asked_at = trio.current_time()
         try:
-            ino, blob, replaced = await self._ask(
+            ino, blob, replaced, parent_blob, new_parent_blob = await self._ask(
                 "rename", parent=parent, name=name, new_parent=new_parent, new_name=new_name, flags=flags
             )
         except DcsError:
             self._cache.forget_entry(parent, name)
             self._cache.forget_entry(new_parent, new_name)
             raise
+        if replaced == ino:
+            return  # Two names of one file: rename(2) leaves both.
         if flags:
             self._cache.forget_entry(parent, name)
         else:
-            self._cache.changed(parent, name, None, asked_at)
-        self._cache.changed(new_parent, new_name, ino, asked_at)
+            self._cache.changed(parent, name, None, parent_blob, asked_at)
+        self._cache.changed(new_parent, new_name, ino, new_parent_blob, asked_at)
         self._shown(self._cache.put(ino, blob, asked_at), 0.0)
         self._cache.forget_attributes(replaced)
 
@@ -434,13 +438,13 @@ class Filesystem:
         asked_at = trio.current_time()
         exclusive = bool(flags & os.O_EXCL)
         try:
-            ino, blob, made = await self._ask(
+            ino, blob, made, parent_blob = await self._ask(
                 "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid, exclusive=exclusive
             )
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        shown = self._made(parent, name, ino, blob, asked_at)
+        shown = self._made(parent, name, ino, blob, parent_blob, asked_at)
         handle, keep = self._opened(shown.attributes, [] if made else None, flags)
         if not made and flags & os.O_TRUNC:
             shown = await self.setattr(ino, size=0)

@@ -82,7 +82,7 @@ end
 -- Whether an extent that no map shows may be shown now. Not what was condemned: it may be deleted any moment.
 -- Not what another session left, while it lives or once extents of it were found to be garbage.
 local function may_be_shown(c, extent, session, field)
-  if #field > 15 or call('ZSCORE', c.K .. ':condemned', extent) then return false end
+  if #session > 15 or #field > 15 or call('ZSCORE', c.K .. ':condemned', extent) then return false end
   return session == c.session
     or (not c:is_alive(session) and call('SISMEMBER', c.K .. ':collected', session) == 0)
 end

@@ -88,6 +88,13 @@ local function texts(list)
   return true
 end
 
+local function numbers(list)
+  for _, value in ipairs(list) do
+    if not whole(value, 1, EXACT) then return false end
+  end
+  return true
+end
+
 -- One call's view of the volume: loads each inode once and writes back those that were changed.
 local Call = {}
 Call.__index = Call

@@ -47,6 +47,7 @@ end)
 -- opens {opened: inos, released: inos} -> the inodes that are not there to be opened
 mutation('opens', { frees = true, harmless = true }, { opened = 'list', released = 'list' }, function(c, a)
   if #a.opened + #a.released > LIMIT.extents then return E2BIG end
+  if not numbers(a.opened) or not numbers(a.released) then return EINVAL end
   local gone = {}
   for _, ino in ipairs(a.released) do c:close(ino) end
   for _, ino in ipairs(a.opened) do

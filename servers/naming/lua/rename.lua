@@ -1,4 +1,5 @@
--- rename {parent, name, new_parent, new_name, flags} -> ino, attributes, replaced ino (0 for none)
+-- rename {parent, name, new_parent, new_name, flags} -> ino, attributes, replaced ino (0 for
+-- none, `ino` for two names of one file, which both stay), the attributes of both parents
 -- rename(2), renameat2(2): flags 1 NOREPLACE, 2 EXCHANGE.
 local NOREPLACE, EXCHANGE = 1, 2
 local DEPTH_MAX = 4096
@@ -58,7 +59,7 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   end
 
   if target == ino then -- two names of one file: rename(2) does nothing
-    return c:remember(pack({ 0, ino, c:attributes(ino), 0 }))
+    return c:remember(pack({ 0, ino, c:attributes(ino), ino, c:attributes(a.parent), c:attributes(a.new_parent) }))
   end
   if a.flags == EXCHANGE then
     c:put_entry(a.parent, a.name, target, cookie)
@@ -77,5 +78,6 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   c:touch_directory(a.parent)
   c:touch_directory(a.new_parent)
   local replaced = a.flags ~= EXCHANGE and target or 0
-  return c:done('rename', { a.parent, a.new_parent, ino, target }, { a.name, a.new_name }, ino, c:attributes(ino), replaced)
+  return c:done('rename', { a.parent, a.new_parent, ino, target }, { a.name, a.new_name }, ino, c:attributes(ino), replaced,
+    c:attributes(a.parent), c:attributes(a.new_parent))
 end)

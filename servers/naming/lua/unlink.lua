@@ -1,4 +1,5 @@
--- unlink {parent, name, ino?} -> ino, attributes of what was unlinked; with `ino`, only that one
+-- unlink {parent, name, ino?} -> ino, attributes of what was unlinked, the parent's; with
+-- `ino`, only that one
 mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'ino?' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
@@ -9,10 +10,10 @@ mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'in
   c:drop_entry(a.parent, a.name)
   c:unlinked(ino)
   c:touch_directory(a.parent)
-  return c:done('unlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino))
+  return c:done('unlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
 end)
 
--- rmdir {parent, name} -> ino
+-- rmdir {parent, name} -> ino, the parent's attributes
 mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
@@ -24,5 +25,5 @@ mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function
   directory[NLINK] = directory[NLINK] - 1
   c:unlinked(ino)
   c:touch_directory(a.parent)
-  return c:done('rmdir', { a.parent, ino }, { a.name }, ino)
+  return c:done('rmdir', { a.parent, ino }, { a.name }, ino, c:attributes(a.parent))
 end)
