@@ -76,6 +76,9 @@ class Status(BaseModel):
     damaged: int
     deletions_pending: int
     orphans: int
+    """Files without a name that somebody may still have open."""
+    purging: int
+    """Files whose chunks are being let go of, in steps."""
     chunk_size: int
     replication_factor: int
     total_bytes: int
@@ -121,7 +124,7 @@ def cluster_routes(service: Service) -> APIRouter:
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "under_replicated", "damaged",
-                "deletions_pending", "orphans",
+                "deletions_pending", "orphans", "purging",
             )},
         )  # fmt: skip
 
