@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from servers.admin.cluster.home import Home
-from servers.admin.cluster.programs import naming_url as local_naming_url
-from servers.admin.cluster.settings import ClusterSettings
 from servers.admin.errors import Problem
+
+if TYPE_CHECKING:
+    from servers.admin.cluster.home import Home
 
 DEFAULT_NAMING_URL = "http://localhost:8000"
 
@@ -34,8 +35,10 @@ def find_naming_urls(given: str | None) -> str:
     """What was given, else where the local cluster's naming server is, else the usual place."""
     if given:
         return given
+    from servers.admin.cluster.programs import naming_url
+
     kept = _home().kept_ports()
-    return local_naming_url(kept) if kept else DEFAULT_NAMING_URL
+    return naming_url(kept) if kept else DEFAULT_NAMING_URL
 
 
 def secret_file(environment: Mapping[str, str]) -> Path | None:
@@ -64,4 +67,8 @@ def _secret(environment: Mapping[str, str]) -> str:
 
 
 def _home() -> Home:
+    # Imported when it is asked for: it costs more than most commands, and few clients run a cluster themselves.
+    from servers.admin.cluster.home import Home
+    from servers.admin.cluster.settings import ClusterSettings
+
     return Home(ClusterSettings().home)

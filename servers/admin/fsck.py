@@ -111,7 +111,7 @@ async def fsck(connection: Connection, *, wait_seconds: float, verify: bool) -> 
 
 async def _is_draining(connection: Connection) -> bool:
     status = await connection.naming.json("GET", "/v1/status")
-    return bool(status["deletions_pending"] or status["orphans"])
+    return bool(status["deletions_pending"] or status["orphans"] or status["purging"])
 
 
 class _Comparison:

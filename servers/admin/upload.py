@@ -2,7 +2,7 @@
 
 The chunks go to their nodes a few at a time, each to all its nodes at once, and are committed
 in groups to an inode without a name; the last step publishes it. So nobody ever sees half a
-file, and a run that ends early leaves only what garbage collection takes.
+file, and what a run leaves that ends early is forgotten with its session.
 
 As strict as the REST interface at the start: nothing begins with fewer nodes than replicas are
 wanted. A node lost on the way is replaced; where none is left to replace it, going on with
@@ -12,14 +12,13 @@ wanted. A node lost on the way is replaced; where none is left to replace it, go
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import random
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from servers.admin.connection import CLOSE_SECONDS, Connection, Session
+from servers.admin.connection import Connection, Session
 from servers.admin.errors import Problem, about
 from servers.admin.local_source import LocalSource
 from servers.admin.node_table import NodeTable
@@ -92,13 +91,8 @@ async def create(connection: Connection, source: LocalSource, wanted: Creation, 
             await session.change(
                 "publish", ino=ino, parent=parent, name=name, size=upload.size, overwrite=wanted.overwrite
             )
-        except BaseException as error:
-            with contextlib.suppress(DcsError, TimeoutError):
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await session.change("release", ino=ino)  # So that what was uploaded is let go at once.
-            if isinstance(error, Refused):
-                raise _taken(wanted.path) if error.errno == errno.EEXIST else about(wanted.path, error) from error
-            raise
+        except Refused as error:
+            raise _taken(wanted.path) if error.errno == errno.EEXIST else about(wanted.path, error) from error
     return Created(upload.size, upload.extents, upload.thin_extents)
 
 

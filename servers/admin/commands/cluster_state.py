@@ -39,7 +39,7 @@ def status(ctx: typer.Context, json: Json = False) -> None:
 
 def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "naming server", s["naming_server"]
-    yield "redis", s["redis"] + (", SAFE MODE: read-only" if s["safe_mode"] else "")
+    yield "redis", s["redis"] + (f", SAFE MODE, read-only: {s['safe_because']}" if s["safe_mode"] else "")
     yield "volume", s["volume"]
     yield "space", f"{human_bytes(s['free_bytes'])} free of {human_bytes(s['total_bytes'])}, as files can use it"
     yield "files", f"{s['files']} files, {s['directories']} directories, {human_bytes(s['bytes'])}"

@@ -1,4 +1,7 @@
-"""mount, umount and up: what happens on this machine."""
+"""mount, umount and up: what happens on this machine.
+
+What runs a cluster is imported by the commands that do, so that all others start without it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from servers.admin.access import find_naming_urls, secret_file
-from servers.admin.cluster import lifecycle, table
-from servers.admin.cluster.settings import ClusterSettings
 from servers.admin.commands.options import naming_urls
 from servers.admin.output import warn
-from servers.admin.unmount import unmount
 
 UNMOUNT_SECONDS = 60.0
 """Twice what a mount may need to store what it holds."""
@@ -40,6 +39,8 @@ def mount(ctx: typer.Context, where: Mountpoint) -> None:
 
 def umount(where: Mountpoint) -> None:
     """Unmount; all that was written is stored when this returns with 0."""
+    from servers.admin.unmount import unmount
+
     unmount(where, UNMOUNT_SECONDS)
 
 
@@ -49,6 +50,11 @@ def up(
     status: Annotated[bool, typer.Option("--status", help="Show what runs where.")] = False,
 ) -> None:
     """Run a whole cluster on this machine and mount it: Redis, a naming server, three storage nodes."""
+    from rich.console import Console
+
+    from servers.admin.cluster import lifecycle, table
+    from servers.admin.cluster.settings import ClusterSettings
+
     settings = ClusterSettings()
     if [where is not None, stop, status].count(True) != 1:
         raise typer.BadParameter("give a MOUNTPOINT, or --stop, or --status")
