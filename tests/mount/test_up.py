@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -56,25 +57,29 @@ class LocalCluster:
         return not leftovers.find(self.home) and not mountpoint.is_mounted(self.mountpoint)
 
 
-@pytest.fixture
-def make_cluster() -> Iterator[Callable[[], LocalCluster]]:
-    made: list[tuple[Path, LocalCluster]] = []
-
-    def make() -> LocalCluster:
-        directory = Path(tempfile.mkdtemp(prefix="dcs-"))  # Short: the supervisor's socket has to fit.
-        made.append((directory, LocalCluster(directory)))
-        return made[-1][1]
-
-    yield make
-    for directory, cluster in made:
-        cluster.down()
-        assert cluster.is_gone()
-        shutil.rmtree(directory)
+@contextlib.contextmanager
+def local_cluster() -> Iterator[LocalCluster]:
+    """Not started yet; at the end it is stopped, and has left nothing."""
+    directory = Path(tempfile.mkdtemp(prefix="dcs-"))  # Short: the supervisor's socket has to fit.
+    cluster = LocalCluster(directory)
+    yield cluster
+    cluster.down()
+    assert cluster.is_gone()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
-def cluster(make_cluster: Callable[[], LocalCluster]) -> LocalCluster:
-    return make_cluster()
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[LocalCluster]:
+    """Up and healthy, for tests that leave it so."""
+    with local_cluster() as made:
+        made.up()
+        yield made
 
 
 def wait_until(fact: Callable[[], bool], what: str) -> None:
@@ -88,27 +93,33 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_everything_is_healthy_when_up_returns(cluster: LocalCluster) -> None:
+def test_everything_is_healthy_when_up_returns(running: LocalCluster) -> None:
     """Redis, naming, three storage nodes and the mount run, and nothing of it is open to other users."""
-    report = cluster.up()
+    report = running.status()
 
-    assert report.changed
     assert report.is_healthy, report.problems
     assert [service.name for service in report.services] == [
         "redis", "naming", "storage1", "storage2", "storage3", "mount",
     ]  # fmt: skip
-    assert mountpoint.is_mounted(cluster.mountpoint)
-    assert cluster.home.secret_file.stat().st_mode & 0o777 == 0o400
-    assert cluster.home.path.stat().st_mode & 0o077 == 0
+    assert mountpoint.is_mounted(running.mountpoint)
+    assert running.home.secret_file.stat().st_mode & 0o777 == 0o400
+    assert running.home.path.stat().st_mode & 0o077 == 0
 
 
-def test_starting_again_changes_nothing(cluster: LocalCluster) -> None:
+def test_starting_again_changes_nothing(running: LocalCluster) -> None:
     """The second start reports the same processes as the first."""
-    before = cluster.up()
-    again = cluster.up()
+    before = running.status()
+    again = running.up()
 
     assert not again.changed
-    assert again.services == before.services
+    assert again == before
+
+
+def test_a_cluster_has_one_mountpoint(running: LocalCluster) -> None:
+    """Another mountpoint while it runs is refused, and the first one goes on."""
+    with pytest.raises(ClusterProblem, match="already mounted at"):
+        lifecycle.up(running.mountpoint.with_name("other"), running.settings)
+    assert running.status().is_healthy
 
 
 def test_files_are_there_after_a_stop(cluster: LocalCluster) -> None:
@@ -126,14 +137,13 @@ def test_files_are_there_after_a_stop(cluster: LocalCluster) -> None:
     assert [service.where for service in second.services] == [service.where for service in first.services]
 
 
-def test_what_dies_is_restarted(cluster: LocalCluster) -> None:
+def test_what_dies_is_restarted(running: LocalCluster) -> None:
     """kill -9 of each process in turn: soon everything is healthy again, with a new process in its place."""
-    cluster.up()
-    (cluster.mountpoint / "before").write_text("kept")
-    for name, killed in cluster.pids().items():
+    (running.mountpoint / "before").write_text("kept")
+    for name, killed in running.pids().items():
         os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: cluster.pids()[name] not in (0, killed) and cluster.status().is_healthy, f"{name} is back")  # noqa: B023 - called in the same turn
-        assert (cluster.mountpoint / "before").read_text() == "kept", name
+        wait_until(lambda: running.pids()[name] not in (0, killed) and running.status().is_healthy, f"{name} is back")  # noqa: B023 - called in the same turn
+        assert (running.mountpoint / "before").read_text() == "kept", name
 
 
 def test_what_keeps_dying_is_reported(cluster: LocalCluster) -> None:
@@ -166,32 +176,22 @@ def test_a_busy_mount_is_not_stopped(cluster: LocalCluster) -> None:
     assert (cluster.mountpoint / "open").read_text() == "finished"
 
 
-def test_a_cluster_has_one_mountpoint(cluster: LocalCluster) -> None:
-    """Another mountpoint while it runs is refused, and the first one goes on."""
-    cluster.up()
-    with pytest.raises(ClusterProblem, match="already mounted at"):
-        lifecycle.up(cluster.mountpoint.with_name("other"), cluster.settings)
-    assert cluster.status().is_healthy
-
-
-def test_two_clusters_run_side_by_side(make_cluster: Callable[[], LocalCluster]) -> None:
+def test_two_clusters_run_side_by_side(running: LocalCluster, cluster: LocalCluster) -> None:
     """Another DCS_HOME is another cluster: its own files, its own end."""
-    one, two = make_cluster(), make_cluster()
-    one.up()
-    two.up()
-    (one.mountpoint / "name").write_text("one")
-    (two.mountpoint / "name").write_text("two")
+    cluster.up()
+    (running.mountpoint / "name").write_text("one")
+    (cluster.mountpoint / "name").write_text("two")
 
-    assert one.down()
+    assert cluster.down()
 
-    assert two.status().is_healthy
-    assert (two.mountpoint / "name").read_text() == "two"
+    assert running.status().is_healthy
+    assert (running.mountpoint / "name").read_text() == "one"
 
 
 @pytest.mark.parametrize("who", ["everything", "supervisor"])
 def test_a_crash_is_cleaned_up_by_the_next_start(cluster: LocalCluster, who: str) -> None:
     """kill -9 of all, or of the supervisor alone: the next start ends what is left and finds every file."""
-    cluster.up()
+    assert cluster.up().changed
     (cluster.mountpoint / "file").write_text("kept")
     supervisor = Supervisor(cluster.home).pid()
     targets = [supervisor] if who == "supervisor" else [supervisor, *cluster.pids().values()]
@@ -217,16 +217,15 @@ def test_stopping_after_a_crash_leaves_nothing(cluster: LocalCluster) -> None:
     assert not cluster.down()
 
 
-def test_unmounting_by_hand_is_respected(cluster: LocalCluster) -> None:
+def test_unmounting_by_hand_is_respected(running: LocalCluster) -> None:
     """`fusermount3 -u` is no crash: the mount stays away, the status says so, and `up` mounts again."""
-    cluster.up()
-    supervisor = Supervisor(cluster.home)
+    supervisor = Supervisor(running.home)
     wait_until(lambda: supervisor.states()["mount"].state == "RUNNING", "ending now does not look like a failed start")
-    subprocess.run(["fusermount3", "-u", cluster.mountpoint], check=True)
+    subprocess.run(["fusermount3", "-u", running.mountpoint], check=True)
     wait_until(lambda: supervisor.states()["mount"].state == "EXITED", "the mount has ended")
-    assert not cluster.status().is_healthy
+    assert not running.status().is_healthy
 
-    report = cluster.up()
+    report = running.up()
 
     assert report.changed
     assert report.is_healthy
