@@ -38,6 +38,8 @@ START_SECONDS = 30.0
 """How long a mount waits for its naming server."""
 REQUESTS_AT_ONCE_MAX = 99
 DAMAGE_REPORTS_MAX = 100
+DAMAGE_AGAIN_SECONDS = 60.0
+DAMAGES_KNOWN_MAX = 1000
 UNMOUNT_SECONDS = 5.0
 
 
@@ -154,6 +156,7 @@ def _damage_reporter(nursery: trio.Nursery, naming: NamingClient) -> Callable[[E
     """Tells the naming server of damaged replicas without making a reader wait."""
     under_way = trio.CapacityLimiter(1)
     waiting = 0
+    told: dict[tuple[ExtentId, NodeNumber], float] = {}
 
     async def tell(extent: ExtentId, node: NodeNumber, why: str) -> None:
         nonlocal waiting
@@ -167,9 +170,15 @@ def _damage_reporter(nursery: trio.Nursery, naming: NamingClient) -> Callable[[E
 
     def report(extent: ExtentId, node: NodeNumber, why: str) -> None:
         nonlocal waiting
+        now = trio.current_time()
+        if now - told.get((extent, node), -DAMAGE_AGAIN_SECONDS) < DAMAGE_AGAIN_SECONDS:
+            return
         log.warning("damaged replica on node %d: %s", node, why)
         if waiting < DAMAGE_REPORTS_MAX:
             waiting += 1
+            told[extent, node] = now
+            if len(told) > DAMAGES_KNOWN_MAX:
+                del told[next(iter(told))]
             nursery.start_soon(tell, extent, node, why)
 
     return report

@@ -3,7 +3,7 @@
 Called by the file system. Everything is counted from when the question was *sent*, so nothing
 is believed longer than `seconds`. Attributes are ordered by ctime, which never goes back: an
 older answer that arrives late is not taken. Names have no such order: an answer that was asked
-for before our own last change of its directory is not taken.
+for before our own last change of that name is not taken.
 
 A directory that was listed as a whole is `complete` for that time: a name that is not in it
 is known not to exist. Nothing here awaits.
@@ -11,14 +11,18 @@ is known not to exist. Nothing here awaits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 from servers.protocol.ids import InodeNumber
 from servers.protocol.naming_api import Attributes, unpack_attributes
 
 ENTRIES_MAX = 200_000
 MISSES_BEFORE_LISTING = 3
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(slots=True)
@@ -30,10 +34,18 @@ class _Known:
 
 
 @dataclass(slots=True)
+class _Entry:
+    ino: InodeNumber | None
+    until: float
+    changed: int
+    """The tick of our own change that made it so; 0 when it was only seen."""
+
+
+@dataclass(slots=True)
 class _Directory:
-    changed: int = 0
-    """The tick of our own last change."""
     complete_until: float = 0.0
+    doubted: int = 0
+    """The tick of our own last change whose outcome is not known."""
     misses: int = 0
     missed_at: float = 0.0
 
@@ -42,7 +54,7 @@ class AttributeCache:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._inodes: dict[InodeNumber, _Known] = {}
-        self._entries: dict[tuple[InodeNumber, bytes], tuple[InodeNumber | None, float]] = {}
+        self._entries: dict[tuple[InodeNumber, bytes], _Entry] = {}
         self._directories: dict[InodeNumber, _Directory] = {}
         self._names: dict[InodeNumber, bytes] = {}
         self._tick = 0
@@ -100,46 +112,45 @@ class AttributeCache:
     def entry(self, parent: InodeNumber, name: bytes, now: float) -> tuple[InodeNumber | None, float] | None:
         """The inode behind the name, None for no such name, and for how long; or None when it is not known."""
         found = self._entries.get((parent, name))
-        if found is not None and found[1] > now:
-            return found[0], found[1] - now
+        if found is not None and found.until > now:
+            return found.ino, found.until - now
         directory = self._directories.get(parent)
         if directory is not None and directory.complete_until > now:
             return None, directory.complete_until - now
         return None
 
     def put_entry(self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float, tick: int) -> None:
+        known = self._entries.get((parent, name))
         directory = self._directories.get(parent)
-        if directory is not None and directory.changed > tick:
+        if (known is not None and known.changed > tick) or (directory is not None and directory.doubted > tick):
             return
-        self._entries[parent, name] = (ino, asked_at + self.seconds)
-        _bound(self._entries)
-        if ino is not None:
-            self._note_name(ino, name)
+        self._remember((parent, name), _Entry(ino, asked_at + self.seconds, 0))
+
+    def _remember(self, key: tuple[InodeNumber, bytes], entry: _Entry) -> None:
+        self._entries[key] = entry
+        if _bound(self._entries):  # What was forgotten may be what a listing did not show.
+            for directory in self._directories.values():
+                directory.complete_until = 0.0
+        if entry.ino is not None:
+            self._names[entry.ino] = key[1]
+            _bound(self._names)
 
     def changed(
         self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, parent_blob: bytes, asked_at: float
     ) -> None:
         """Our own change made the name mean `ino`, or nothing, and the directory what `parent_blob` says."""
         self._tick += 1
-        self._directory(parent).changed = self._tick
-        self._entries[parent, name] = (ino, asked_at + self.seconds)
-        _bound(self._entries)
-        if ino is not None:
-            self._note_name(ino, name)
+        self._remember((parent, name), _Entry(ino, asked_at + self.seconds, self._tick))
         self.put(parent, parent_blob, asked_at)
 
     def forget_entry(self, parent: InodeNumber, name: bytes) -> None:
         """Our own change failed in a way that leaves open what the name means now."""
         self._tick += 1
         directory = self._directory(parent)
-        directory.changed = self._tick
+        directory.doubted = self._tick
         directory.complete_until = 0.0
         self._entries.pop((parent, name), None)
         self.forget_attributes(parent)
-
-    def _note_name(self, ino: InodeNumber, name: bytes) -> None:
-        self._names[ino] = name
-        _bound(self._names)
 
     def name_of(self, ino: InodeNumber) -> bytes:
         """A name the inode had lately; empty when none is known."""
@@ -148,9 +159,9 @@ class AttributeCache:
     # ── whole directories
 
     def complete(self, parent: InodeNumber, asked_at: float, tick: int) -> None:
-        """All entries of the directory were put, from questions sent at or after `asked_at`."""
+        """All entries of the directory were put, from questions sent at or after `asked_at` and `tick`."""
         directory = self._directory(parent)
-        if directory.changed <= tick:
+        if directory.doubted <= tick:
             directory.complete_until = asked_at + self.seconds
 
     def wants_listing(self, parent: InodeNumber, now: float) -> bool:
@@ -162,31 +173,23 @@ class AttributeCache:
         directory.missed_at = now
         return directory.misses > MISSES_BEFORE_LISTING
 
-    def too_large(self, parent: InodeNumber, now: float) -> None:
-        """The directory is too large to list for the sake of a name: asks for names one by one for a while."""
+    def list_later(self, parent: InodeNumber, now: float) -> None:
+        """Listing the directory did not pay: names are asked for one by one for a while."""
         directory = self._directory(parent)
         directory.misses, directory.missed_at = -1000, now
 
     def _directory(self, ino: InodeNumber) -> _Directory:
         directory = self._directories.get(ino)
         if directory is None:
-            directory = self._directories[ino] = _Directory(changed=self._tick)
+            directory = self._directories[ino] = _Directory(doubted=self._tick)
             _bound(self._directories)
         return directory
 
 
-def _bound(
-    table: dict[InodeNumber, _Known]
-    | dict[InodeNumber, bytes]
-    | dict[InodeNumber, _Directory]
-    | dict[tuple[InodeNumber, bytes], tuple[InodeNumber | None, float]],
-) -> None:
-    """Forgets the oldest tenth of a table that has grown too long."""
-    if len(table) > ENTRIES_MAX:
-        for key in list(_first(table, ENTRIES_MAX // 10)):
-            del table[key]  # type: ignore[arg-type]  # the key comes from this very table
-
-
-def _first(keys: Iterable[object], count: int) -> Iterable[object]:
-    for _, key in zip(range(count), keys, strict=False):
-        yield key
+def _bound(table: dict[K, V]) -> bool:
+    """Forgets the oldest tenth of a table that has grown too long; whether it did."""
+    if len(table) <= ENTRIES_MAX:
+        return False
+    for key in list(islice(table, ENTRIES_MAX // 10)):
+        del table[key]
+    return True

@@ -18,6 +18,7 @@ from servers.protocol.ids import InodeNumber
 from servers.protocol.limits import NAMES_PER_CALL_MAX
 
 DOT_COOKIE, DOT_DOT_COOKIE = 1, 2
+LEARNED_PAGES_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ async def read_page(
 ) -> tuple[list[Entry], bool]:
     """The entries after a cookie, at most a page, and whether the directory ends there.
 
-    Whatever is learned goes to the cache too. Raises as `ask`."""
+    Whatever is learned goes to the cache too. Raises as `ask`.
+    """
     asked_at, tick = trio.current_time(), cache.tick()
     at_end, *rows = await metadata.ask("readdir", ino=ino, after=after, count=NAMES_PER_CALL_MAX)
     now, entries = trio.current_time(), []
@@ -52,9 +54,21 @@ async def read_page(
         entries.append(Entry(name, cookie, child, blob))
         cache.put_entry(ino, name, child, asked_at, tick)
         cache.put_listed(child, blob, asked_at, now)
-    if at_end and after == 0:
-        cache.complete(ino, asked_at, tick)
     return entries, bool(at_end)
+
+
+async def learn_names(metadata: MetadataClient, cache: AttributeCache, ino: InodeNumber) -> bool:
+    """Learns all names of a directory that is not too large for that; False where it is. Raises as `ask`."""
+    asked_at, tick, after = trio.current_time(), cache.tick(), 0
+    for _ in range(LEARNED_PAGES_MAX):
+        entries, at_end = await read_page(metadata, cache, ino, after)
+        if at_end:
+            cache.complete(ino, asked_at, tick)
+            return True
+        if not entries:
+            return False
+        after = entries[-1].cookie
+    return False
 
 
 class DirectoryStream:
@@ -72,7 +86,10 @@ class DirectoryStream:
         while True:
             page = self._page
             if page is None or not page.after <= after <= (page.entries[-1].cookie if page.entries else page.after):
+                asked_at, tick = trio.current_time(), self._cache.tick()
                 entries, at_end = await read_page(self._metadata, self._cache, self.ino, _position(after))
+                if at_end and after == DOT_DOT_COOKIE:
+                    self._cache.complete(self.ino, asked_at, tick)
                 page = self._page = _Page(after, entries, at_end)
             for entry in page.entries:
                 if entry.cookie > after:

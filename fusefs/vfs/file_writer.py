@@ -72,7 +72,7 @@ class WriterParts:
 class _Sealed:
     """Bytes of a chunk on their way to the nodes, or there and waiting for the commit."""
 
-    __slots__ = ("chunk", "done", "error", "index", "layout", "stored", "uploading")
+    __slots__ = ("chunk", "done", "dropped", "error", "index", "layout", "stored", "uploading")
 
     def __init__(self, chunk: DirtyChunk) -> None:
         self.chunk: DirtyChunk | None = chunk
@@ -81,6 +81,7 @@ class _Sealed:
         self.stored: StoredExtent | None = None
         self.error: DcsError | None = None
         self.uploading = False
+        self.dropped = False
         self.done = trio.Event()
 
     def segments(self) -> list[Segment]:
@@ -181,12 +182,10 @@ class FileWriter:
                 )  # fmt: skip
         except DcsError as error:
             sealed.error = error
-        else:
-            sealed.chunk = None
-            self._parts.budget.free(chunk.bytes)
-            chunk.free()
         finally:
             sealed.uploading = False
+            if sealed.stored is not None or sealed.dropped:
+                self._let_go(sealed)
             sealed.done.set()
         if self._stored_in_front() >= COMMIT_CHUNKS and not self._committing_in_background:
             self._committing_in_background = True
@@ -331,12 +330,18 @@ class FileWriter:
             chunk.free()
         self._dirty.clear()
         for sealed in self._sealed:
-            if sealed.chunk is not None and not sealed.uploading:
-                self._parts.budget.free(sealed.chunk.bytes)
-                sealed.chunk.free()
-                sealed.chunk = None
+            sealed.dropped = True
+            if not sealed.uploading:
+                self._let_go(sealed)
         self._sealed.clear()
         self.end = self.mtime_ns = 0
+
+    def _let_go(self, sealed: _Sealed) -> None:
+        """Gives the buffer's memory back."""
+        if sealed.chunk is not None:
+            self._parts.budget.free(sealed.chunk.bytes)
+            sealed.chunk.free()
+            sealed.chunk = None
 
 
 def _appended(batch: list[_Sealed]) -> list[int | bytes]:

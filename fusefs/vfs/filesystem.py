@@ -25,7 +25,7 @@ from fusefs.metadata.session import Session
 from fusefs.settings import MountSettings
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import WINDOW_CHUNKS, ChunkMap
-from fusefs.vfs.directory_stream import DirectoryStream, Entry, read_page
+from fusefs.vfs.directory_stream import DirectoryStream, Entry, learn_names
 from fusefs.vfs.file_reader import FileReader
 from fusefs.vfs.file_writer import FileWriter, WriterParts
 from fusefs.vfs.handles import FileHandle, HandleTable
@@ -218,13 +218,13 @@ class Filesystem:
         return max(0.0, asked_at + self._cache.seconds - trio.current_time())
 
     async def _list(self, parent: InodeNumber) -> None:
-        """Learns the names of a directory if they fit one page."""
+        """Learns the names of a directory, unless it is large."""
         try:
-            _, at_end = await read_page(self._metadata, self._cache, parent, 0)
+            learned = await learn_names(self._metadata, self._cache, parent)
         except Refused:
             return  # The question about the name itself will tell.
-        if not at_end:
-            self._cache.too_large(parent, trio.current_time())
+        if not learned:
+            self._cache.list_later(parent, trio.current_time())
 
     def _shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
         inode = self._open.get(attributes.ino)
