@@ -9,11 +9,11 @@ assert session.errno("mkdir", parent=1, name=b"d") == errno.EEXIST
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgpack
-import redis
 
 from servers.naming.keyspace import prefix
 from servers.naming.namespace import Library, library
@@ -36,7 +36,7 @@ NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
 class Volume:
     """`changed_limits`: names of `servers.protocol.limits` that are smaller here."""
 
-    def __init__(self, client: redis.Redis, name: str, *, chunk_size: int = 1024, **changed_limits: int) -> None:
+    def __init__(self, client: Any, name: str, *, chunk_size: int = 1024, **changed_limits: int) -> None:
         self.client = client
         self.key = prefix(name)
         self.library: Library = library(**changed_limits)
@@ -92,17 +92,19 @@ class Volume:
     def listing(self, ino: int, after: int = 0, count: int = 1024) -> list[tuple[bytes, int, int, bytes]]:
         """name, cookie, inode, attributes."""
         _, *flat = self.call("readdir", ino=ino, after=after, count=count)
-        return [tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)]  # type: ignore[misc]  # four each
+        return [tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)]
 
-    def chunks(self, ino: int, first: int = 0, count: int = 256) -> dict[int, list[Segment]]:
-        _, _, rows = self.call("locate", ino=ino, first=first, count=count)
-        return {index: unpack_segments(blob) for index, blob in zip(rows[::2], rows[1::2], strict=True)}
+    def chunks(self, ino: int) -> dict[int, list[Segment]]:
+        """The whole map, as Redis holds it."""
+        rows = self.client.hgetall(f"{self.key}:m:{ino}")
+        return {int(index): unpack_segments(blob) for index, blob in sorted(rows.items(), key=lambda row: int(row[0]))}
 
     def status(self) -> dict[str, Any]:
         return {name.decode(): value for name, value in self.call("status")[0].items()}
 
     def reclaim(self) -> None:
         """Everything that is due comes back, as the background jobs have it."""
+        time.sleep(0.002)  # An orphan that was open is looked at again a millisecond later.
         while any(self.call("reap", count=256)):
             pass
 
@@ -151,14 +153,15 @@ class Session:
         ino, blob, *_ = self.call(verb, **arguments)
         return unpack_attributes(ino, blob)
 
-    def create(self, parent: int, name: bytes, mode: int = 0o644, *, exclusive: bool = True) -> Attributes:
-        return self._made("create", parent=parent, name=name, mode=mode, uid=1, gid=2, exclusive=exclusive)
+    def create(self, parent: int, name: bytes, mode: int = 0o644) -> Attributes:
+        """A new file that this session has open."""
+        made = self._made("create", parent=parent, name=name, mode=mode, uid=1, gid=2, exclusive=True)
+        self.call("open", ino=made.ino, chunks=0)
+        return made
 
     def closed(self, parent: int, name: bytes) -> Attributes:
         """A new file that nobody has open."""
-        made = self.create(parent, name)
-        self.call("release", ino=made.ino)
-        return made
+        return self._made("create", parent=parent, name=name, mode=0o644, uid=1, gid=2, exclusive=True)
 
     def mkdir(self, parent: int, name: bytes, mode: int = 0o755) -> Attributes:
         return self._made("mkdir", parent=parent, name=name, mode=mode, uid=1, gid=2)

