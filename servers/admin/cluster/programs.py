@@ -93,6 +93,9 @@ def environment(home: Home, ports: Ports, mountpoint: Path, inherited: Mapping[s
     password = redis_password(home.secret())
     return {
         "REPLICATION_FACTOR": "3",
+        # Whoever starts the cluster first owns the root of its volume.
+        "ROOT_UID": str(os.getuid()),
+        "ROOT_GID": str(os.getgid()),
         **{name: value for name, value in inherited.items() if name not in ("DCS_SECRET", "PORT", "DATA_DIR")},
         MARK: str(home.path),
         "DCS_HOME": str(home.path),
