@@ -69,6 +69,6 @@ def _secret(environment: Mapping[str, str]) -> str:
 def _home() -> Home:
     # Imported when it is asked for: it costs more than most commands, and few clients run a cluster themselves.
     from servers.admin.cluster.home import Home
-    from servers.admin.cluster.settings import ClusterSettings
+    from servers.admin.cluster.settings import read_settings
 
-    return Home(ClusterSettings().home)
+    return Home(read_settings().home)

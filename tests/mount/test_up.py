@@ -246,11 +246,11 @@ def test_the_command_says_one_line_and_fails(cluster: LocalCluster) -> None:
     """What cannot be done is one line on stderr and a non-zero exit."""
     cluster.mountpoint.write_text("a file")
     done = subprocess.run(
-        [sys.executable, "-m", "servers.admin.cluster", "up", cluster.mountpoint],
+        [sys.executable, "-m", "servers.admin", "up", cluster.mountpoint],
         env={**os.environ, "DCS_HOME": str(cluster.settings.home)}, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith(f"Cannot mount on {cluster.mountpoint}")
+    assert done.stderr.startswith(f"dcs: Cannot mount on {cluster.mountpoint}")
     assert done.stderr.count("\n") == 1

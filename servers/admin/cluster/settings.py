@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from servers.admin.cluster.errors import ClusterProblem
 
 Port = Annotated[int, Field(ge=1, le=65_535)]
 
@@ -31,3 +33,12 @@ class ClusterSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return value.split(",") if isinstance(value, str) else value
+
+
+def read_settings() -> ClusterSettings:
+    """From the environment. Raises ClusterProblem, which names the variable."""
+    try:
+        return ClusterSettings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ClusterProblem(f"DCS_{str(first['loc'][0]).upper()}: {first['msg']}") from error

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
+from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -36,8 +39,10 @@ def render(report: Report) -> RenderableType:
     return Group(title, table, *(Text(problem, style="red") for problem in report.problems))
 
 
-def try_next(report: Report, dcs: str) -> str:
-    """Three commands that show that it works; `dcs` is how this person can call it."""
+def try_next(report: Report) -> str:
+    """Three commands that show that it works, ready to be pasted."""
+    # deploy/up runs a dcs that is not on PATH.
+    dcs = "dcs" if shutil.which("dcs") else shlex.quote(str(Path(sys.executable).with_name("dcs")))
     file = shlex.quote(str(report.mountpoint / "hello")) if report.mountpoint else "hello"
     return f"Try:\n  echo hello > {file} && cat {file}\n  {dcs} explain /hello\n  {dcs} status"
 

@@ -53,9 +53,9 @@ def up(
     from rich.console import Console
 
     from servers.admin.cluster import lifecycle, table
-    from servers.admin.cluster.settings import ClusterSettings
+    from servers.admin.cluster.settings import read_settings
 
-    settings = ClusterSettings()
+    settings = read_settings()
     if [where is not None, stop, status].count(True) != 1:
         raise typer.BadParameter("give a MOUNTPOINT, or --stop, or --status")
     if stop:
@@ -69,4 +69,4 @@ def up(
         if not report.changed:
             typer.echo("It is running already; nothing was changed.")
         table.show(report, Console())
-        typer.echo(table.try_next(report, "dcs"))
+        typer.echo(table.try_next(report))
