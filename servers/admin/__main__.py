@@ -25,7 +25,7 @@ def main() -> NoReturn:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
-        app()
+        app(prog_name="dcs")
     except BrokenPipeError:
         # Whoever read our output has gone, as `head` does. Nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -48,7 +48,7 @@ PAUSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """`length` bytes of the file: a part of a segment, or a hole."""
 
     chunk: int
@@ -88,7 +88,7 @@ class _Download:
 
     async def run(self, first_rows: list[int | bytes], sink: Sink, bar: Bar) -> None:
         await self._nodes.load()
-        under_way: deque[tuple[_Piece, asyncio.Task[Buffer] | None]] = deque()
+        under_way: deque[tuple[Piece, asyncio.Task[Buffer] | None]] = deque()
         ahead = 0
         try:
             async for piece in self._pieces(first_rows):
@@ -107,7 +107,7 @@ class _Download:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _deliver(self, piece: _Piece, task: asyncio.Task[Buffer] | None, sink: Sink, bar: Bar) -> int:
+    async def _deliver(self, piece: Piece, task: asyncio.Task[Buffer] | None, sink: Sink, bar: Bar) -> int:
         """The piece is in the sink; how many bytes of read-ahead that frees."""
         if task is None:
             await sink.skip(piece.length)
@@ -118,7 +118,7 @@ class _Download:
 
     # What to fetch.
 
-    async def _pieces(self, rows: list[int | bytes]) -> AsyncIterator[_Piece]:
+    async def _pieces(self, rows: list[int | bytes]) -> AsyncIterator[Piece]:
         """The file from its beginning to its end."""
         size, chunk = self._attributes.size, self._attributes.chunk_size
         for first in range(0, -(-size // chunk), CHUNKS_PER_CALL_MAX):
@@ -128,7 +128,7 @@ class _Download:
             for index in range(first, min(first + CHUNKS_PER_CALL_MAX, -(-size // chunk))):
                 blob = maps.get(index)
                 segments = unpack_segments(blob) if isinstance(blob, bytes) else []
-                for piece in _pieces_of_chunk(index, segments, min(chunk, size - index * chunk)):
+                for piece in pieces_of_chunk(index, segments, min(chunk, size - index * chunk)):
                     yield piece
 
     async def _locate(self, first: int) -> list[int | bytes]:
@@ -145,7 +145,7 @@ class _Download:
 
     # Fetching it.
 
-    async def _fetch(self, piece: _Piece, segment: Segment) -> Buffer:
+    async def _fetch(self, piece: Piece, segment: Segment) -> Buffer:
         """The segment's bytes, checked. Raises ExtentDamaged when no replica is good, Unavailable."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + READ_SECONDS
@@ -189,7 +189,7 @@ class _Download:
                 with contextlib.suppress(DcsError):
                     await self._connection.naming.report_damage(segment.extent, number, str(error))
 
-    async def _give_up(self, piece: _Piece, segment: Segment, problems: dict[NodeNumber, DcsError]) -> None:
+    async def _give_up(self, piece: Piece, segment: Segment, problems: dict[NodeNumber, DcsError]) -> None:
         """Always raises: the file changed under us, or the chunk cannot be had now."""
         version, _, _ = await self._connection.ask("locate", ino=self._attributes.ino, first=piece.chunk, count=1)
         if version != self._attributes.data_version:
@@ -204,23 +204,23 @@ class _Download:
         )
 
 
-def _pieces_of_chunk(index: int, segments: list[Segment], length: int) -> list[_Piece]:
+def pieces_of_chunk(index: int, segments: list[Segment], length: int) -> list[Piece]:
     """The first `length` bytes of a chunk, in order."""
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     at = 0
     for segment in segments:
         if segment.offset >= length:
             break
         if segment.offset > at:
-            pieces.append(_Piece(index, segment.offset - at, None))
+            pieces.append(Piece(index, segment.offset - at, None))
         end = min(segment.end, length)
         for start in range(segment.offset, end, PIECE_BYTES_MAX):
             stop = min(start + PIECE_BYTES_MAX, end)
             part = Segment(
                 start, segment.extent, segment.extent_offset + start - segment.offset, stop - start, segment.nodes
             )
-            pieces.append(_Piece(index, stop - start, part))
+            pieces.append(Piece(index, stop - start, part))
         at = end
     if at < length:
-        pieces.append(_Piece(index, length - at, None))
+        pieces.append(Piece(index, length - at, None))
     return pieces

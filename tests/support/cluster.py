@@ -304,6 +304,12 @@ class Cluster:
         assert expect is None or done.returncode == expect, f"dcs {arguments}: {done.returncode}, {said}"
         return done
 
+    def start_dcs(self, *arguments: str | bytes | Path) -> subprocess.Popen[bytes]:
+        """`dcs ARGUMENTS` in the background, with pipes; for `with`, which waits for its end."""
+        command = [sys.executable, "-m", "servers.admin", *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=self.environment, cwd=CHECKOUT, stdin=pipe, stdout=pipe, stderr=pipe)
+
     def dcs_json(self, *arguments: str | bytes | Path, expect: int | None = 0) -> Any:
         return json.loads(self.dcs(*arguments, "--json", expect=expect).stdout)
 
