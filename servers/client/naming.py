@@ -7,6 +7,7 @@ last. Retrying over time is the caller's.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,27 +111,35 @@ class NamingClient:
     async def _ask(
         self, method: str, target: str, body: Sequence[bytes], *, first_byte_seconds: float, deadline_seconds: float
     ) -> Answer:
+        """The answer of the first server that has one, all within the deadline. Raises TryAgain, AccessDenied."""
         kind = "application/msgpack" if target == OPS_PATH else "application/json"
-        headers = {"content-type": kind, DEADLINE_HEADER: str(int(min(first_byte_seconds, deadline_seconds) * 1000))}
+        deadline = time.monotonic() + deadline_seconds
         for left in range(len(self._addresses) - 1, -1, -1):
+            asked, seconds = self._current, max(deadline - time.monotonic(), 0.001)
+            milliseconds = int(min(first_byte_seconds, seconds) * 900)  # The rest is for the answer's way back.
             try:
                 answer = await self._transport.request(
-                    self.address,
+                    self._addresses[asked],
                     method,
                     target,
-                    headers=headers,
+                    headers={"content-type": kind, DEADLINE_HEADER: str(milliseconds)},
                     body=body,
                     first_byte_seconds=first_byte_seconds,
-                    deadline_seconds=deadline_seconds,
+                    deadline_seconds=seconds,
                 )
                 if answer.status != 503 or not left:
                     return answer
             except TryAgain:
-                if not left:
-                    self._current = (self._current + 1) % len(self._addresses)
+                if not left or time.monotonic() >= deadline:
+                    self._leave(asked)
                     raise
-            self._current = (self._current + 1) % len(self._addresses)
+            self._leave(asked)
         raise AssertionError("a naming client has at least one address")
+
+    def _leave(self, asked: int) -> None:
+        """The next call asks another server; unless one that ran beside this has moved on already."""
+        if self._current == asked:
+            self._current = (asked + 1) % len(self._addresses)
 
 
 class ServerRefused(DcsError):

@@ -157,12 +157,19 @@ def unpack_batch(body: bytes) -> tuple[SessionNumber, list[Operation]]:
         operations = [Operation(verb, n, arguments) for verb, n, arguments in rows]
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise ValueError(f"not a batch of operations: {error}") from error
+    if not _is_number(session):
+        raise ValueError(f"not a session: {str(session)[:40]!r}")
     for o in operations:
-        if o.verb not in MOUNT_VERBS or not isinstance(o.n, int) or not isinstance(o.arguments, bytes):
+        is_known = isinstance(o.verb, str) and o.verb in MOUNT_VERBS
+        if not is_known or not _is_number(o.n) or not isinstance(o.arguments, bytes):
             raise ValueError(f"not an operation: {str(o.verb)[:40]!r}")
         if (o.verb in MUTATIONS) != (o.n > 0):
             raise ValueError(f"{o.verb}: only mutations are numbered, and all of them are")
     return SessionNumber(session), operations
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 2**53
 
 
 def pack_replies(replies: Sequence[bytes | None]) -> bytes:
