@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ REGISTER_PATH = "/register_storage"
 HEARTBEAT_SECONDS = 2.0
 ANSWER_SECONDS = 1.5
 """One naming server may take this long; the next is asked then."""
+_URL = re.compile(r"(?:http://)?([^/:\[\]]+|\[[0-9a-fA-F:]+\])(?::([0-9]+))?/?")
 WILDCARDS = frozenset({"0.0.0.0", "[::]"})
 
 logger = logging.getLogger(__name__)
@@ -91,11 +93,11 @@ class Heartbeat:
 def naming_addresses(urls: str) -> list[str]:
     """host:port of each of the comma separated URLs. Raises ValueError."""
     addresses = []
-    for url in filter(None, (part.strip().rstrip("/") for part in urls.split(","))):
-        scheme, _, address = url.rpartition("://")
-        if scheme not in ("", "http") or not address or "/" in address:
+    for url in filter(None, (part.strip() for part in urls.split(","))):
+        match = _URL.fullmatch(url)
+        if match is None:
             raise ValueError(f"NAMING_URL: not http://host:port: {url!r}")
-        addresses.append(address if address.rpartition(":")[2].isdigit() else f"{address}:80")
+        addresses.append(f"{match[1]}:{match[2] or 80}")
     return addresses
 
 

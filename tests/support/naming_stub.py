@@ -1,0 +1,39 @@
+"""As much of a naming server as a storage node's heartbeat needs."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
+
+
+class NamingStub:
+    """Answers every registration with node 42 and keeps what was said."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.reports: list[bytes] = []
+        reports = self.reports
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                reports.append(self.rfile.read(int(self.headers["content-length"])))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'{"node": 42, "volume": "v"}')
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # Its name in the base class.
+                """Says nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05})
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
