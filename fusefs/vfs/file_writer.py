@@ -114,6 +114,8 @@ class FileWriter:
         self._dirty: dict[int, DirtyChunk] = {}
         self._sealed: list[_Sealed] = []
         self._appending = False
+        self._misplaced = False
+        """Something appended is held elsewhere than where the kernel believes it wrote it."""
         self._flushing = trio.Lock()
         self._committing_in_background = False
         self.end = 0
@@ -138,11 +140,13 @@ class FileWriter:
         """Takes all of the data; it is not stored yet. `append_at`: to the end, which is there by what this mount
         knows. Raises Refused(EFBIG), and Unavailable when the mount is full and stays so."""
         appending = append_at is not None
-        if appending != self._appending and self.is_dirty:
-            await self.flush(sync=False)
         await self._parts.budget.wait_for_room(len(data), FLUSH_DEADLINE_SECONDS)
+        while appending != self._appending and self.is_dirty:
+            await self.flush(sync=False)
         if append_at is not None:
-            offset = max(append_at, self.end)
+            held_at = max(append_at, self.end)
+            self._misplaced |= held_at != offset
+            offset = held_at
         if offset + len(data) > FILE_BYTES_MAX:
             raise Refused(EFBIG, "write")
         self._appending = appending
@@ -190,6 +194,13 @@ class FileWriter:
         if self._stored_in_front() >= COMMIT_CHUNKS and not self._committing_in_background:
             self._committing_in_background = True
             self._parts.nursery.start_soon(self._commit_in_background)
+
+    def _let_go(self, sealed: _Sealed) -> None:
+        """The bytes are on the nodes, or nobody wants them."""
+        if sealed.chunk is not None:
+            self._parts.budget.free(sealed.chunk.bytes)
+            sealed.chunk.free()
+            sealed.chunk = None
 
     def _stored_in_front(self) -> int:
         count = 0
@@ -264,7 +275,7 @@ class FileWriter:
 
     async def _commit(self, count: int, *, synced: bool) -> None:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""
-        while count > 0:
+        while count > 0 and self._sealed:  # What was dropped meanwhile needs no commit.
             step = min(count, CHUNKS_PER_CALL_MAX) if not self._appending else count
             await self._commit_step(self._sealed[:step], synced=synced)
             count -= step
@@ -286,9 +297,9 @@ class FileWriter:
         blob, offset, before = await self._parts.commit("commit", **arguments)
         del self._sealed[: len(batch)]
         if self._appending:
-            first = batch[0].index * self._chunk_size + batch[0].layout[0][0]
             self._committed(blob, -1, {})
-            if offset != first:
+            if self._misplaced or not self._are_held_at(batch, offset):
+                self._misplaced = False
                 self._moved()
         else:
             self._committed(blob, before, chunks)
@@ -296,6 +307,15 @@ class FileWriter:
             self.end = 0
             if self.mtime_ns == mtime_ns:
                 self.mtime_ns = 0
+
+    def _are_held_at(self, batch: list[_Sealed], offset: int) -> bool:
+        """Whether what was appended lies where this mount held it all the while."""
+        for sealed in batch:
+            for start, end in sealed.layout:
+                if sealed.index * self._chunk_size + start != offset:
+                    return False
+                offset += end - start
+        return True
 
     # ── looking
 
@@ -347,8 +367,9 @@ class FileWriter:
 def _appended(batch: list[_Sealed]) -> list[int | bytes]:
     flat: list[int | bytes] = []
     for sealed in batch:
-        for segment in sealed.segments():
-            flat += (segment.extent, segment.length, pack_nodes(segment.nodes))
+        # One extent, whole: where others appended meanwhile it was held in several ranges, which lie end to end in it.
+        segments = sealed.segments()
+        flat += (segments[0].extent, sum(segment.length for segment in segments), pack_nodes(segments[0].nodes))
     return flat
 
 

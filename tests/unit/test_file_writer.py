@@ -1,0 +1,133 @@
+"""The write buffer of one open file, over nodes and metadata that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+import trio.testing
+
+from fusefs.chunks.client import StoredExtent
+from fusefs.vfs.file_writer import FileWriter, WriterParts
+from fusefs.vfs.write_budget import WriteBudget
+from servers.protocol.errors import Unavailable
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber, SessionNumber, extent_id
+from servers.protocol.naming_api import Attributes
+
+CHUNK = 1024
+NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+class MadeUp:
+    """Nodes that keep extents in a dictionary, and metadata that keeps the file's bytes."""
+
+    def __init__(self) -> None:
+        self.extents: dict[ExtentId, bytes] = {}
+        self.content = bytearray()
+        self.commits: list[dict[str, Any]] = []
+        self.before_store: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        self.moves = 0
+
+    def attributes(self) -> Attributes:
+        values = {name: 0 for name in Attributes.__dataclass_fields__}
+        values |= {"ino": 5, "chunk_size": CHUNK, "replicas": 3, "size": len(self.content)}
+        return Attributes(**values)  # type: ignore[arg-type]
+
+    async def store(self, pieces: list[memoryview], **facts: Any) -> StoredExtent:
+        await self.before_store()
+        extent = extent_id(SessionNumber(1), len(self.extents) + 1)
+        self.extents[extent] = b"".join(pieces)
+        return StoredExtent(extent, len(self.extents[extent]), NODES, facts["sync"])
+
+    async def commit(self, verb: str, /, **arguments: Any) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        self.commits.append(arguments)
+        offset, flat = len(self.content), arguments.get("append", [])
+        for at in range(0, len(flat), 3):
+            self.content += self.extents[flat[at]][: flat[at + 1]]
+        return [msgpack.packb(0), offset, 0]
+
+    def moved(self) -> None:
+        self.moves += 1
+
+
+def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, WriteBudget]:
+    budget = WriteBudget(1 << 20, lambda: None)
+
+    async def barrier(nodes: object) -> set[NodeNumber]:
+        return set(NODES)
+
+    def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
+        return world.attributes()
+
+    parts = WriterParts(
+        world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: 1, 2
+    )  # fmt: skip
+    return FileWriter(world.attributes(), lambda: b"name", parts, committed, world.moved), budget
+
+
+async def test_what_was_appended_around_others_appends_lands_whole_and_in_order() -> None:
+    """Held in two ranges of one chunk, because the file grew by another's hand between two writes."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"first ", append_at=0)
+        await writer.write(100, b"second", append_at=100)
+        await writer.flush(sync=False)
+    assert bytes(world.content) == b"first second"
+    assert world.moves == 1
+
+
+async def test_an_append_elsewhere_than_the_kernel_wrote_it_is_told() -> None:
+    """Its pages are then not right."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"one", append_at=0)
+        await writer.flush(sync=False)
+        assert world.moves == 0
+        await writer.write(70, b"two", append_at=3)
+        await writer.flush(sync=False)
+    assert bytes(world.content) == b"onetwo"
+    assert world.moves == 1
+
+
+async def test_what_is_discarded_while_it_is_flushed_is_neither_committed_nor_held() -> None:
+    world, go_on = MadeUp(), trio.Event()
+    world.before_store = go_on.wait
+    async with trio.open_nursery() as nursery:
+        writer, budget = make_writer(world, nursery)
+        await writer.write(0, b"x" * 3 * CHUNK)
+        nursery.start_soon(lambda: writer.flush(sync=False))
+        await trio.testing.wait_all_tasks_blocked()
+        writer.discard()
+        go_on.set()
+    assert world.commits == []
+    assert budget.held_bytes == 0
+
+
+async def test_what_is_discarded_while_its_upload_fails_is_not_held_for_ever() -> None:
+    world, go_on = MadeUp(), trio.Event()
+
+    async def fail() -> None:
+        await go_on.wait()
+        raise Unavailable("no node")
+
+    world.before_store = fail
+    async with trio.open_nursery() as nursery:
+        writer, budget = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)
+        await trio.testing.wait_all_tasks_blocked()
+        writer.discard()
+        go_on.set()
+    assert budget.held_bytes == 0
