@@ -35,6 +35,9 @@ IGNORED_OPTIONS = frozenset(
         "nodev",
         "exec",
         "relatime",
+        "noatime",
+        "nodiratime",
+        "async",
     }
 )
 """Options of mount(8) that ask for what is so anyway, or that mount(8) itself has dealt with."""

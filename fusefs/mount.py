@@ -89,8 +89,10 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)
         _mount(filesystem, settings)
         filesystem.on_moved = _page_dropper(nursery)
+        filesystem.on_stale_attributes = _drop_attributes
         try:
             nursery.start_soon(session.keep)
+            nursery.start_soon(_raise_read_ahead, settings.mountpoint)
             nursery.start_soon(filesystem.keep_registered)
             nursery.start_soon(_end_on_signal, filesystem)
             ready()
@@ -133,21 +135,22 @@ def _mount(filesystem: Filesystem, settings: MountSettings) -> None:
         raise CannotMount(
             f"cannot mount on {settings.mountpoint}: {error} (is /dev/fuse there and allowed?)"
         ) from error
-    _raise_read_ahead(settings.mountpoint)
 
 
-def _raise_read_ahead(mountpoint: Path) -> None:
+async def _raise_read_ahead(mountpoint: Path) -> None:
     """Larger reads from the kernel. Needs root; without it reads are only slower.
 
-    The device number is read from mountinfo: stat(2) would be a request to ourselves, who cannot answer yet.
+    The kernel sets its own figure as it takes up the mount. stat(2) is answered after that, by
+    another task of ours; therefore a thread.
     """
-    device = ""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = line.split()
-        if fields[4].encode().decode("unicode_escape") == os.path.realpath(mountpoint.parent) + "/" + mountpoint.name:
-            device = fields[2]
+
+    def write() -> None:
+        device = mountpoint.stat().st_dev
+        file = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        file.write_text(str(READ_AHEAD_KIB))
+
     try:
-        Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(READ_AHEAD_KIB))
+        await trio.to_thread.run_sync(write, abandon_on_cancel=True)
     except OSError as error:
         log.info("the kernel's read-ahead stays small: %s", error)
 
@@ -182,6 +185,12 @@ def _damage_reporter(nursery: trio.Nursery, naming: NamingClient) -> Callable[[E
             nursery.start_soon(tell, extent, node, why)
 
     return report
+
+
+def _drop_attributes(ino: InodeNumber) -> None:
+    """Has the kernel ask for an inode's attributes again. It waits for nobody, as long as pages are left alone."""
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(pyfuse3.InodeT(ino), attr_only=True)
 
 
 def _page_dropper(nursery: trio.Nursery) -> Callable[[InodeNumber], None]:

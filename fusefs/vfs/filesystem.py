@@ -85,6 +85,8 @@ class Filesystem:
         self._directories: HandleTable[DirectoryStream] = HandleTable()
         self._versions: dict[InodeNumber, int] = {}
         """The data version that the kernel's pages of an inode belong to."""
+        self._told: dict[InodeNumber, int] = {}
+        """The data version that the attributes belong to which the kernel was last told."""
         self._relieving = False
         self._registered: set[InodeNumber] = set()
         """What the metadata knows to be open here."""
@@ -94,6 +96,8 @@ class Filesystem:
         """Data that was given up: what the mount's exit status tells."""
         self.on_moved: Any = None
         """Called with an inode whose pages in the kernel are not right any more."""
+        self.on_stale_attributes: Any = None
+        """Called with an inode whose attributes in the kernel are not right any more; returns at once."""
         self._parts = WriterParts(
             extents.store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
             nursery, session.now_ns, settings.min_write_replicas,
@@ -227,6 +231,8 @@ class Filesystem:
             self._cache.list_later(parent, trio.current_time())
 
     def _shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
+        if seconds > 0 and attributes.is_file:
+            self._note_version(self._told, attributes.ino, attributes.data_version)
         inode = self._open.get(attributes.ino)
         if inode is not None:
             inode.learn(attributes)
@@ -473,17 +479,20 @@ class Filesystem:
         if rows is not None and attributes.data_version >= inode.map.version:
             inode.map.begin(attributes.data_version, rows)
         keep = self._versions.get(ino) == attributes.data_version
-        self._note_version(ino, attributes.data_version)
+        self._note_version(self._versions, ino, attributes.data_version)
+        if self._told.get(ino) != attributes.data_version and self.on_stale_attributes is not None:
+            # The kernel may still believe an older size, and would end the reads of this handle there.
+            self.on_stale_attributes(ino)
         handle = FileHandle(
             inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
             writes=flags & os.O_ACCMODE != os.O_RDONLY, failures_told=inode.writer.failures,
         )  # fmt: skip
         return self._files.add(handle), keep
 
-    def _note_version(self, ino: InodeNumber, version: int) -> None:
-        self._versions[ino] = version
-        if len(self._versions) > VERSIONS_MAX:
-            del self._versions[next(iter(self._versions))]
+    def _note_version(self, table: dict[InodeNumber, int], ino: InodeNumber, version: int) -> None:
+        table[ino] = version
+        if len(table) > VERSIONS_MAX:
+            del table[next(iter(table))]
 
     def _new_inode(self, attributes: Attributes) -> OpenInode:
         ino = attributes.ino
@@ -493,8 +502,9 @@ class Filesystem:
             fresh = self._cache.put(ino, blob, trio.current_time())
             inode.learn(fresh)
             chunks.committed(before, fresh.data_version, laid)
-            if self._versions.get(ino) == before:
-                self._note_version(ino, fresh.data_version)
+            for table in (self._versions, self._told):
+                if table.get(ino) == before:
+                    self._note_version(table, ino, fresh.data_version)
             return fresh
 
         def moved() -> None:

@@ -147,8 +147,10 @@ def test_truncating_cuts_and_extends_across_the_edges_of_chunks(place: Path, flu
     shadow = bytearray(os.urandom(2 * CHUNK + 5000))
     with opened(place / "f", os.O_RDWR | os.O_CREAT) as descriptor:
         os.write(descriptor, shadow)
-        sizes = (2 * CHUNK + 4999, 2 * CHUNK, 2 * CHUNK + 700, 2 * CHUNK - 1, CHUNK + 1, CHUNK, 3 * CHUNK + 7, CHUNK - 1,
-                 100, 2 * CHUNK, 0, 10)  # fmt: skip
+        sizes = (
+            *(2 * CHUNK + 4999, 2 * CHUNK, 2 * CHUNK + 700, 2 * CHUNK - 1, CHUNK + 1, CHUNK),
+            *(3 * CHUNK + 7, CHUNK - 1, 100, 2 * CHUNK, 0, 10),
+        )
         for size in sizes:
             if flushed:
                 os.fsync(descriptor)

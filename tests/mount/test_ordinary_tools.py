@@ -16,9 +16,22 @@ from tests.support.cluster import Cluster, Mount
 from tests.support.commands import run
 
 STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
-PACKAGES = ("asyncio", "ctypes", "distutils", "email", "encodings", "html", "http", "importlib", "json", "lib2to3",
-            "logging", "multiprocessing", "pydoc_data", "sqlite3", "tkinter", "tomllib", "unittest", "urllib", "wsgiref",
-            "xml", "xmlrpc", "zoneinfo")  # fmt: skip
+PACKAGES = (
+    *(
+        "asyncio",
+        "ctypes",
+        "distutils",
+        "email",
+        "encodings",
+        "html",
+        "http",
+        "importlib",
+        "json",
+        "lib2to3",
+        "sqlite3",
+    ),
+    *("logging", "multiprocessing", "tkinter", "tomllib", "unittest", "urllib", "wsgiref", "xml", "xmlrpc", "zoneinfo"),
+)
 """Of the standard library: some 500 files; the compiled forms of some of them are another 100."""
 
 

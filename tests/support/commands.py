@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 MIB = 1024 * 1024
 
 
@@ -71,9 +73,5 @@ def opened(path: Path, flags: int, mode: int = 0o644) -> Iterator[int]:
 @contextmanager
 def refused(number: int) -> Iterator[None]:
     """What is done within fails with this errno."""
-    try:
+    with pytest.raises(OSError, check=lambda error: error.errno == number):
         yield
-    except OSError as error:
-        assert error.errno == number, f"{error}, not {os.strerror(number)}"
-    else:
-        raise AssertionError(f"it worked instead of failing with: {os.strerror(number)}")

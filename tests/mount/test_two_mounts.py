@@ -1,0 +1,173 @@
+"""Two mounts of one volume: what one machine does, as another sees it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.commands import opened, refused
+from tests.support.processes import wait_for
+
+CACHE_SECONDS = 1.0
+"""How long a mount may believe what it knows of names and attributes."""
+
+APPENDER = """
+import os, sys
+path, who, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for number in range(count):
+    # Each line by an open and a close of its own, or several through one descriptor.
+    if number % 10 == 0:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    line = f"{who} {number} " + "x" * (number * 37 % 300) + "\\n"
+    assert os.write(descriptor, line.encode()) == len(line)
+    if number % 10 == 9:
+        os.close(descriptor)
+    elif number % 3 == 0:
+        os.fsync(descriptor)
+"""
+
+
+def test_appended_lines_from_two_mounts_land_whole_and_once(place: Path, other_place: Path) -> None:
+    """Each writer's lines in its own order; none torn, none lost, none twice."""
+    count, writers = 150, []
+    for who in range(4):
+        path = (place if who % 2 else other_place) / "log"
+        writers.append(subprocess.Popen([sys.executable, "-c", APPENDER, path, str(who), str(count)]))
+    try:
+        assert [writer.wait(120) for writer in writers] == [0] * 4
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait(60)
+    lines = (place / "log").read_text().splitlines()
+    for who in range(4):
+        expected = [f"{who} {number} " + "x" * (number * 37 % 300) for number in range(count)]
+        assert [line for line in lines if line.startswith(f"{who} ")] == expected
+    assert len(lines) == 4 * count
+    time.sleep(CACHE_SECONDS)
+    assert (other_place / "log").read_text().splitlines() == lines
+
+
+def test_what_was_closed_is_seen_by_whoever_opens_later(place: Path, other_place: Path) -> None:
+    """At once, also where an older content was just read, and of whatever sizes."""
+    for number in range(30):
+        writing, reading = (place, other_place) if number % 2 else (other_place, place)
+        content = bytes([65 + number]) * ((number * 7919) % 30_000 + 1)
+        (writing / "f").write_bytes(content)
+        if number:
+            with opened(reading / "f", os.O_RDONLY) as descriptor:
+                assert os.read(descriptor, 100_000) == content
+
+
+def test_an_open_file_shows_what_another_mount_wrote_within_the_cache_time(place: Path, other_place: Path) -> None:
+    (place / "f").write_bytes(b"old content")
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+        assert os.pread(descriptor, 100, 0) == b"old content"
+        (place / "f").write_bytes(b"new and longer content")
+        wait_for(lambda: os.fstat(descriptor).st_size == 22, "the new size is seen", 2 * CACHE_SECONDS + 1)
+        wait_for(lambda: os.pread(descriptor, 100, 0) == b"new and longer content", "the new content is seen", 3)
+
+
+def test_names_made_and_removed_elsewhere_are_seen_within_the_cache_time(place: Path, other_place: Path) -> None:
+    (place / "a").touch()
+    wait_for((other_place / "a").exists, "the new name is seen", 2 * CACHE_SECONDS + 1)
+    (place / "a").rename(place / "b")
+    wait_for(lambda: os.listdir(other_place) == ["b"], "the new listing is seen", 2 * CACHE_SECONDS + 1)
+    wait_for(lambda: not (other_place / "a").exists(), "the old name is gone", 2 * CACHE_SECONDS + 1)
+    (other_place / "b").unlink()
+    wait_for(lambda: not (place / "b").exists(), "the removed name is gone", 2 * CACHE_SECONDS + 1)
+
+
+def test_a_file_unlinked_on_one_mount_stays_usable_where_it_is_open(place: Path, other_place: Path) -> None:
+    """For longer than the grace of unlinked files that nobody has open."""
+    (place / "f").write_bytes(b"content" * 100_000)
+    with opened(other_place / "f", os.O_RDWR) as descriptor:
+        (place / "f").unlink()
+        with refused(errno.ENOENT):
+            (place / "f").stat()
+        time.sleep(6)
+        assert os.pread(descriptor, 700_001, 0) == b"content" * 100_000
+        os.pwrite(descriptor, b"CONTENT", 0)
+        os.fsync(descriptor)
+        assert os.pread(descriptor, 14, 0) == b"CONTENTcontent"
+
+
+def test_a_file_renamed_over_on_one_mount_stays_usable_where_it_is_open(place: Path, other_place: Path) -> None:
+    (place / "f").write_bytes(b"old" * 100_000)
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+        (place / "g").write_bytes(b"new")
+        (place / "g").rename(place / "f")
+        time.sleep(6)
+        assert os.pread(descriptor, 300_001, 0) == b"old" * 100_000
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+        assert os.pread(descriptor, 100, 0) == b"new"
+
+
+def test_disjoint_writes_into_one_chunk_both_stay(place: Path, other_place: Path) -> None:
+    (place / "f").write_bytes(bytes(200_000))
+    with opened(place / "f", os.O_RDWR) as one, opened(other_place / "f", os.O_RDWR) as two:
+        for number in range(20):
+            os.pwrite(one, b"1" * 3000, number * 10_000)
+            os.pwrite(two, b"2" * 3000, number * 10_000 + 5000)
+            if number % 4 == 0:
+                os.fsync(one)
+                os.fsync(two)
+    period = b"1" * 3000 + bytes(2000) + b"2" * 3000 + bytes(2000)
+    for directory in (place, other_place):
+        with opened(directory / "f", os.O_RDONLY) as descriptor:
+            assert os.read(descriptor, 200_000) == period * 20
+
+
+@pytest.mark.parametrize("what", ["create", "mkdir", "link"])
+def test_of_several_who_make_one_name_exactly_one_succeeds(place: Path, other_place: Path, what: str) -> None:
+    """O_EXCL, mkdir and link, from two mounts at the same moment."""
+    (place / "source").touch()
+    time.sleep(CACHE_SECONDS)
+    for number in range(15):
+        won: list[int] = []
+        lost: list[int | None] = []
+        start = threading.Barrier(4)
+
+        def attempt(who: int, directory: Path, number: int = number, start: threading.Barrier = start,
+                    won: list[int] = won, lost: list[int | None] = lost) -> None:  # fmt: skip
+            start.wait(30)
+            try:
+                if what == "create":
+                    os.close(os.open(directory / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                elif what == "mkdir":
+                    (directory / str(number)).mkdir()
+                else:
+                    os.link(directory / "source", directory / str(number))
+            except OSError as error:
+                lost.append(error.errno)
+            else:
+                won.append(who)
+
+        threads = [
+            threading.Thread(target=attempt, args=(who, place if who % 2 else other_place), daemon=True)
+            for who in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert (len(won), lost) == (1, [errno.EEXIST] * 3)
+
+
+def test_a_truncation_elsewhere_does_not_come_back(place: Path, other_place: Path) -> None:
+    """Cut on one mount, made longer on the other: zeros where it was cut."""
+    (place / "f").write_bytes(b"x" * 100_000)
+    with opened(other_place / "f", os.O_RDWR) as descriptor:
+        assert os.pread(descriptor, 10, 0) == b"x" * 10
+        os.truncate(place / "f", 10)
+        os.ftruncate(descriptor, 50_000)
+        os.fsync(descriptor)
+    with opened(place / "f", os.O_RDONLY) as descriptor:
+        assert os.read(descriptor, 100_000) == b"x" * 10 + bytes(49_990)
