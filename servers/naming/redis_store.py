@@ -179,6 +179,17 @@ class RedisStore:
         finally:
             self._under_way -= 1
 
+    def send(self, verb: str, session: int, n: int, arguments: bytes) -> asyncio.Future[bytes] | None:
+        """The call on its way to Redis, to be waited for with a deadline; None when it cannot be sent just now.
+
+        For one operation alone, the common case: no task, no timer. What `call` would retry, the future raises.
+        """
+        connection = self._connection
+        if connection is None or not self._connected.is_set() or self._under_way >= CALLS_MAX:
+            return None
+        self._calls += 1
+        return connection.send(*self._command(verb, session, n, arguments))
+
     def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
         return (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments, self._uuid)
