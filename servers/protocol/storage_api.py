@@ -6,8 +6,8 @@
     DELETE /v1/extents/{id}          204, also when it is not there
     GET    /v1/extents/{id}/description   where the replica lies, its footer and sums (JSON)
     POST   /v1/extents/delete        {"extents": [...]}: many at once
-    POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there
-    GET    /v1/inventory?after=&limit=    what the node holds, in pages
+    POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there, -1 for damaged
+    GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged
     POST   /v1/barrier               answers when all that was taken before is on stable storage
     GET    /v1/space                 bytes used, free and total
     GET    /health                   the one route without the secret
@@ -18,7 +18,9 @@ sums of the blocks it touches in `dcs-crc32c` (base64 of the table); ask for who
 of 64 KiB, counted from the start of the extent, to be able to check them.
 
 PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
-sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged.
+sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged. A barrier
+answers 500 when extents could not be synced; it names them, and they are not there any more.
+Anything: 503 when the disk fails in other ways or the node is too busy; take another node.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -37,9 +36,10 @@ async def _call(lane: Lane, request: Request, body: bytearray) -> LaneReply:
 
 
 def lane_response(reply: LaneReply) -> Response:
-    """The reply as Starlette has it; its memory is given back once it was sent."""
-    background = BackgroundTask(reply.sent) if reply.sent is not None else None
-    response = Response(b"".join(reply.body), reply.status, dict(reply.headers), background=background)
+    """The reply as Starlette has it: a copy."""
+    response = Response(b"".join(reply.body), reply.status, dict(reply.headers))
+    if reply.sent is not None:
+        reply.sent()
     if reply.content_length is not None:
         response.headers["content-length"] = str(reply.content_length)
     return response

@@ -37,7 +37,7 @@ def main() -> int:
     logging.getLogger(__name__).info("storage node %s in %s", node.directory.uuid, settings.data_dir)
     lanes = ExtentRoutes(node).lanes()
     serve(RequireSecret(create_app(node, lanes), secret), lanes, secret, bound, port_file=settings.port_file)
-    return 0
+    return 1 if node.failed else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from servers.client.http import Transport
-from servers.protocol.errors import AccessDenied, DcsError, TryAgain
+from servers.protocol.errors import AccessDenied, TryAgain
 
 REGISTER_PATH = "/register_storage"
 HEARTBEAT_SECONDS = 2.0
@@ -56,12 +56,12 @@ class Heartbeat:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _beat(self) -> None:
-        body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
-        trouble: DcsError | None = None
+        trouble: Exception | None = None
         for address in self._naming:
             try:
+                body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
                 self._accepted(address, await self._tell(address, body))
-            except (TryAgain, AccessDenied) as error:
+            except (TryAgain, AccessDenied, OSError, ValueError, KeyError, TypeError) as error:  # Or a strange answer.
                 trouble = error
             else:
                 self._naming.remove(address)  # Ask this one first next time.

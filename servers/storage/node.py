@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import signal
+from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -22,6 +24,9 @@ REPLIES_BYTES_MAX = 256 * 1024 * 1024
 """Of all replies being sent at once; small ones are not counted."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class StorageNode:
     def __init__(self, settings: Settings, secret: Secret, bound: str) -> None:
         """Opens the data directory. Raises CannotStart, ValueError."""
@@ -33,6 +38,7 @@ class StorageNode:
         self.syncer = Syncer(self.store)
         self._transport = HttpxTransport(secret.text)
         self.heartbeat = Heartbeat(self._transport, self._naming, self.report)
+        self.failed = False
         self.replies = MemoryBudget(REPLIES_BYTES_MAX)
         self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
         self.writers = ThreadPoolExecutor(DISK_THREADS, "store")
@@ -42,8 +48,8 @@ class StorageNode:
         """Heartbeats and background syncs; at the end all is on stable storage and the directory is free."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.syncer.run(), name="syncer")
-                heart = tasks.create_task(self.heartbeat.run(), name="heartbeat")
+                tasks.create_task(self._or_stop(self.syncer.run()))
+                heart = tasks.create_task(self._or_stop(self.heartbeat.run()))
                 try:
                     yield
                 finally:
@@ -54,6 +60,15 @@ class StorageNode:
             self.readers.shutdown()
             self.writers.shutdown()
             self.directory.close()
+
+    async def _or_stop(self, work: Coroutine[None, None, None]) -> None:
+        """Stops the whole process when `work` fails: a node that does not sync must not go on taking extents."""
+        try:
+            await work
+        except Exception:
+            logger.exception("what a storage node cannot do without has failed; it stops")
+            self.failed = True
+            signal.raise_signal(signal.SIGTERM)
 
     def report(self) -> Report:
         space = self.directory.space()

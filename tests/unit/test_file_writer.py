@@ -15,7 +15,7 @@ from fusefs.vfs.file_writer import FileWriter, WriterParts
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.errors import Unavailable
 from servers.protocol.geometry import Segment
-from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber, SessionNumber, extent_id
+from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import Attributes
 
 CHUNK = 1024
@@ -39,7 +39,7 @@ class MadeUp:
         self.moves = 0
 
     def attributes(self) -> Attributes:
-        values = {name: 0 for name in Attributes.__dataclass_fields__}
+        values = dict.fromkeys(Attributes.__dataclass_fields__, 0)
         values |= {"ino": 5, "chunk_size": CHUNK, "replicas": 3, "size": len(self.content)}
         return Attributes(**values)  # type: ignore[arg-type]
 

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from servers.client.http import Answer
+from servers.protocol.errors import AccessDenied, TryAgain
+from servers.storage import heartbeat as subject
 from servers.storage.heartbeat import naming_addresses, reachable_address
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
 
 
 def test_naming_urls_become_addresses() -> None:
@@ -24,3 +36,50 @@ def test_a_node_that_binds_every_address_tells_one_that_can_be_reached() -> None
     assert reachable_address("0.0.0.0:5001", ["127.0.0.1:8000"]) == "127.0.0.1:5001"
     assert reachable_address("0.0.0.0:5001", []).endswith(":5001")
     assert not reachable_address("0.0.0.0:5001", []).startswith("0.0.0.0")
+
+
+class NamingServers:
+    """Answers of several naming servers, in turn; what they are is a status and a body, or an exception."""
+
+    def __init__(self, *answers: Answer | Exception) -> None:
+        self._answers = list(answers)
+        self.asked: list[str] = []
+        self.done = asyncio.Event()
+
+    async def request(self, address: str, *_: object, **__: object) -> Answer:
+        self.asked.append(address)
+        if not self._answers:
+            self.done.set()
+            raise TryAgain("no more answers")
+        answer = self._answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_heartbeats_go_on_whatever_happens(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one that answered is asked first; trouble is logged once, and its end once."""
+    monkeypatch.setattr(subject, "HEARTBEAT_SECONDS", 0)
+    good = Answer(200, {}, b'{"node": 3, "volume": "v"}')
+    servers = NamingServers(
+        TryAgain("away"), good,  # The second takes over.
+        good,
+        Answer(500, {}, b"oops"), AccessDenied("wrong secret"),
+        Answer(200, {}, b"not json"), Answer(200, {}, b'{"no": "node"}'),
+        TimeoutError(), OSError(5, "disk"),
+        good,
+    )  # fmt: skip
+    heartbeat = subject.Heartbeat(servers, ["a:1", "b:1"], lambda: subject.Report("u", "x:1", 1, 2, 3, "s", ""))
+    running = asyncio.create_task(heartbeat.run())
+    with caplog.at_level("INFO"):
+        await asyncio.wait_for(servers.done.wait(), 5)
+    running.cancel()
+    assert servers.asked[:6] == ["a:1", "b:1", "b:1", "b:1", "a:1", "b:1"]
+    assert heartbeat.node_number == 3
+    assert [record.levelname for record in caplog.records[:3]] == ["INFO", "WARNING", "INFO"]
+    assert "takes heartbeats again" in caplog.records[2].message
