@@ -195,13 +195,6 @@ class FileWriter:
             self._committing_in_background = True
             self._parts.nursery.start_soon(self._commit_in_background)
 
-    def _let_go(self, sealed: _Sealed) -> None:
-        """The bytes are on the nodes, or nobody wants them."""
-        if sealed.chunk is not None:
-            self._parts.budget.free(sealed.chunk.bytes)
-            sealed.chunk.free()
-            sealed.chunk = None
-
     def _stored_in_front(self) -> int:
         count = 0
         for sealed in self._sealed:
