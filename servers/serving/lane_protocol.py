@@ -372,10 +372,12 @@ class _LaneProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answers, and closes when the sender had time to read it; what it still sends is not read."""
-        headers = (("www-authenticate", "Bearer"),) if status == 401 else ()
-        self._write(json_reply(status, {"detail": detail}, headers), keep_alive=False)
         self._state = _State.DRAINING
         self._held = b""
+        if self.transport.is_closing():
+            return
+        headers = (("www-authenticate", "Bearer"),) if status == 401 else ()
+        self._write(json_reply(status, {"detail": detail}, headers), keep_alive=False)
         self._deadline = self.loop.time() + DRAIN_SECONDS
         self.transport.write_eof()
         self.flow.resume_reading()
