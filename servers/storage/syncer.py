@@ -28,7 +28,7 @@ SYNC_AFTER_SECONDS = 2.0
 SYNC_COUNT = 256
 """So many are synced however young they are: far below where stores would have to sync for themselves."""
 LOOK_SECONDS = 0.1
-ONE_BY_ONE_MAX = 32
+ONE_BY_ONE_MAX = 16
 """Up to here each file is synced for itself; more are synced with their whole file system, which costs one
 journal commit and one flush of the disk but waits for what others wrote too."""
 BARRIER_SECONDS = 30.0
