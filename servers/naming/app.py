@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 
 from servers.client.naming import TOO_OLD
 from servers.naming.background.expiry import expire_sessions
@@ -55,10 +58,23 @@ def make_app(service: Service) -> FastAPI:
         return JSONResponse({"status": status, "detail": str(fault or "")}, 503)
 
     @app.exception_handler(DcsError)
-    async def refuse(request: Request, error: DcsError) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, _status_of(error))
+    async def refuse(request: Request, error: DcsError) -> Response:
+        return _refusal(_status_of(error), str(error))
+
+    @app.exception_handler(HTTPException)
+    async def refuse_plainly(request: Request, error: HTTPException) -> Response:
+        return _refusal(error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_the_wrong_kind(request: Request, error: RequestValidationError) -> Response:
+        return _refusal(422, [{name: wrong[name] for name in ("loc", "msg", "type")} for wrong in error.errors()])
 
     return app
+
+
+def _refusal(status: int, detail: object, headers: Mapping[str, str] | None = None) -> Response:
+    """In ASCII, and without what was sent: that may be no text at all."""
+    return Response(json.dumps({"detail": detail}), status, headers, media_type="application/json")
 
 
 def _status_of(error: DcsError) -> int:

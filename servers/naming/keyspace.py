@@ -8,7 +8,8 @@ library (`lua/`) writes them, but for `leader`.
                                     next_ino, next_session, next_node,      again; `safe`, the reason, is there only
                                     files, directories, extents, bytes,     in SAFE mode (an operator who knows better
                                     lease_ms, orphan_grace_ms,              deletes it)
-                                    condemned_grace_ms, alive_ms, safe
+                                    condemned_grace_ms, outage_ms,
+                                    alive_ms, safe
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,

@@ -34,10 +34,9 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 1.0
 SETUP_SECONDS = 5.0
 RECONNECT_SECONDS = 0.2
-CALL_SECONDS = 30.0
 PROBE_SECONDS = 1.0
-SILENCE_SECONDS = 35.0
-"""A connection whose oldest question is older than this is given up: every call on it has timed out."""
+SILENCE_SECONDS = 5.0
+"""A connection is given up when its oldest question is older than the deadline of calls by this."""
 CALLS_MAX = 4096
 PASSING_ERRORS = (
     "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MISCONF",
@@ -139,12 +138,6 @@ class RedisStore:
     def connected(self) -> bool:
         return self._connected.is_set()
 
-    @property
-    def outage_ms(self) -> int:
-        """A time without a background job that is longer than this is one in which nobody could renew a lease."""
-        s = self._settings
-        return int(1000 * max(s.session_lease_seconds / 4, 3 * s.background_interval_seconds))
-
     async def wait_connected(self) -> None:
         await self._connected.wait()
 
@@ -154,11 +147,15 @@ class RedisStore:
     # Calls.
 
     async def call(
-        self, verb: str, session: int = 0, n: int = 0, arguments: bytes = b"\x80", *, seconds: float = CALL_SECONDS
+        self, verb: str, session: int = 0, n: int = 0, arguments: bytes = b"\x80", *, seconds: float | None = None
     ) -> bytes:
-        """The function's packed reply. Raises Unavailable at the deadline, Refused(ENOSPC) on a full Redis."""
+        """The function's packed reply. Raises Unavailable at the deadline, Refused(ENOSPC) on a full Redis.
+
+        The deadline is the naming server's, or what the caller gives if that is sooner."""
         if self._under_way >= CALLS_MAX:
             raise TryAgain("too many calls to Redis at once")
+        longest = self._settings.metadata_deadline_seconds
+        seconds = longest if seconds is None else min(seconds, longest)
         self._under_way += 1
         self._calls += 1
         try:
@@ -175,7 +172,7 @@ class RedisStore:
                         await self._after_error(error)
         except TimeoutError:
             why = f" ({self.fault})" if self.fault is not None else ""
-            raise Unavailable(f"Redis did not answer within {seconds:.0f} s{why}") from self.fault
+            raise Unavailable(f"Redis did not answer within {seconds:g} s{why}") from self.fault
         finally:
             self._under_way -= 1
 
@@ -273,7 +270,7 @@ class RedisStore:
         while not connection.closed.done():
             probe = connection.send("HMGET", self._key + b":volume", "uuid", "seq", "safe")
             await asyncio.wait([connection.closed], timeout=PROBE_SECONDS)
-            if connection.oldest_seconds() > SILENCE_SECONDS:
+            if connection.oldest_seconds() > self._settings.metadata_deadline_seconds + SILENCE_SECONDS:
                 return
             if not probe.done() or probe.exception() is not None:
                 continue
@@ -346,7 +343,8 @@ class RedisStore:
             {
                 "make": not self._uuid, "uuid": uuid4().hex, "chunk_size": s.chunk_size,
                 "replicas": s.replication_factor, "uid": s.root_uid, "gid": s.root_gid, "seq": self._seq,
-                "outage_ms": self.outage_ms, "lease_ms": int(s.session_lease_seconds * 1000),
+                "outage_ms": int(1000 * max(s.session_lease_seconds / 4, 3 * s.background_interval_seconds)),
+                "lease_ms": int(s.session_lease_seconds * 1000),
                 "orphan_grace_ms": int(s.orphan_grace_seconds * 1000),
                 "condemned_grace_ms": int(s.condemned_grace_seconds * 1000),
             }

@@ -30,6 +30,8 @@ class NamingSettings(BaseSettings):
     """An extent that no file ever showed is kept this long after its session has ended."""
     garbage_interval_seconds: float = Field(600, gt=0)
     background_interval_seconds: float = Field(1, gt=0)
+    metadata_deadline_seconds: float = Field(30, gt=0)
+    """How long a call waits for Redis before it fails."""
     accept_data_loss: bool = False
     """Work with a Redis that does not sync every write."""
     log_level: str = "info"

@@ -85,7 +85,7 @@ def test_a_lapsed_session_changes_nothing(make_volume: Callable[..., Volume]) ->
     assert volume.reply("commit", session.number, 90, **commit) == [SESSION_LOST]
     assert session.errno("unlink", parent=1, name=b"f") == SESSION_LOST
     assert volume.reply("session_renew", session.number) == [SESSION_LOST]
-    assert volume.call("expire_sessions", count=10, outage_ms=10**9) == [1]
+    assert volume.call("expire_sessions", count=10) == [1]
     assert volume.reply("commit", session.number, 90, **commit) == [SESSION_LOST]
     other.unlink(1, b"f")
     volume.reclaim()
@@ -129,22 +129,29 @@ def test_a_session_with_very_many_open_files_is_forgotten_in_steps(make_volume: 
     check_volume(volume)
     assert volume.status()["sessions"] == 1
     while volume.status()["sessions"]:
-        volume.call("expire_sessions", count=10, outage_ms=10**9)
+        volume.call("expire_sessions", count=10)
         check_volume(volume)
     assert not volume.client.keys(f"{volume.key}:o:*")
 
 
 def test_no_lease_runs_out_while_nobody_could_renew_it(volume: Volume, session: Session) -> None:
-    """The outage is noticed by the first who is back, a job or a new connection, and added to all leases."""
-    made = session.create(1, b"f")
-    for verb, more in (("expire_sessions", {"count": 10}), ("volume_open", volume.settings)):
+    """The first who is back, a client, a job or a new connection, finds the session alive."""
+    settings = {**volume.settings, "outage_ms": 15_000}
+    volume.call("volume_open", **settings)
+    made, verbs = session.create(1, b"f"), (("expire_sessions", {"count": 10}), ("volume_open", settings))
+    for verb, more in verbs:
         now = int(time.time() * 1000)
         volume.client.hset(f"{volume.key}:volume", "alive_ms", now - 120_000)
         volume.client.zadd(f"{volume.key}:sessions", {str(session.number): now - 100_000})
-        volume.call(verb, **{**more, "outage_ms": 15_000})
-        assert volume.call("expire_sessions", count=10, outage_ms=15_000) == [0]
-        volume.call("session_renew", session.number)
-    session.setattr(made.ino, mode=0o600)
+        session.setattr(made.ino, mode=0o600)
+        volume.call(verb, **more)
+        assert volume.call("expire_sessions", count=10) == [0]
+        session.setattr(made.ino, mode=0o644)
+        assert volume.client.zscore(f"{volume.key}:sessions", session.number) > now
+    volume.client.hset(f"{volume.key}:volume", "alive_ms", now - 120_000)
+    volume.client.zadd(f"{volume.key}:sessions", {str(session.number): now - 120_001})
+    assert session.errno("setattr", ino=made.ino, mode=0) == SESSION_LOST
+    volume.call("session_close", session.number)
 
 
 def test_an_unlinked_file_lives_while_anybody_has_it_open(volume: Volume, session: Session) -> None:
@@ -311,7 +318,7 @@ def test_safe_mode_deletes_nothing(volume: Volume, session: Session) -> None:
     assert volume.call("reap", count=10) == [0, 0]
     assert volume.call("condemned", count=10) == []
     assert volume.call("collect", extents=[garbage]) == []
-    assert volume.call("expire_sessions", count=10, outage_ms=0) == [0]
+    assert volume.call("expire_sessions", count=10) == [0]
     assert {key: volume.client.dump(key) for key in volume.client.keys(f"{volume.key}:*")} == before
 
 

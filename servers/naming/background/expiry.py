@@ -8,4 +8,4 @@ SESSIONS_PER_RUN = 100
 
 
 async def expire_sessions(service: Service) -> None:
-    await service.store.ask("expire_sessions", count=SESSIONS_PER_RUN, outage_ms=service.store.outage_ms)
+    await service.store.ask("expire_sessions", count=SESSIONS_PER_RUN)

@@ -116,9 +116,21 @@ function Call:key(kind, id) return self.K .. ':' .. kind .. ':' .. text(id) end
 
 function Call:setting(name) return tonumber(call('HGET', self.K .. ':volume', name)) end
 
+-- Whether the session's lease runs. While Redis or all naming servers were away nobody could renew one:
+-- until the first background job is back, what ended since the last one has not ended.
 function Call:is_alive(session)
-  local lease = call('ZSCORE', self.K .. ':sessions', session)
-  return lease and tonumber(lease) >= self.ms
+  local lease = tonumber(call('ZSCORE', self.K .. ':sessions', session) or 0)
+  if lease >= self.ms then return true end
+  local away, last = self:away_ms()
+  return away > 0 and lease >= last
+end
+
+-- For how long there was no background job, if that is longer than it should be, else 0; and when the last was.
+function Call:away_ms()
+  local v = call('HMGET', self.K .. ':volume', 'alive_ms', 'outage_ms')
+  local last = tonumber(v[1] or self.ms)
+  local away = self.ms - last
+  return away > tonumber(v[2]) and away or 0, last
 end
 
 function Call:add(counter, change) call('HINCRBY', self.K .. ':volume', counter, text(change)) end

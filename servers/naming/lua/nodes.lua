@@ -27,14 +27,14 @@ internal('volume_open', { first = true }, {
     })
     there, made = { a.uuid, 1 }, 1
   end
-  for _, name in ipairs({ 'lease_ms', 'orphan_grace_ms', 'condemned_grace_ms' }) do
+  for _, name in ipairs({ 'lease_ms', 'outage_ms', 'orphan_grace_ms', 'condemned_grace_ms' }) do
     call('HSET', volume, name, text(a[name]))
   end
   local seq = tonumber(there[2])
   if seq < a.seq then
     enter_safe_mode(c, string.format('the metadata ends at change %d, but change %d was seen', seq, a.seq))
   end
-  if not c.safe then c:excuse_outage(a.outage_ms) end
+  if not c.safe then c:excuse_outage() end
   return { 0, there[1], seq, c.safe or '', made }
 end)
 
@@ -80,7 +80,9 @@ read('status', {}, function(c)
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
     seq = tonumber(v[6]), safe = c.safe or '', chunk_size = tonumber(v[7]), replicas = tonumber(v[8]),
-    sessions = call('ZCARD', c.K .. ':sessions'), orphans = call('ZCARD', c.K .. ':orphans'),
+    sessions = call('ZCARD', c.K .. ':sessions'),
+    orphans = call('ZCOUNT', c.K .. ':orphans', '-inf', text(c.ms + c:setting('orphan_grace_ms'))),
+    stubs = call('ZCOUNT', c.K .. ':orphans', text(c.ms + c:setting('orphan_grace_ms') + 1), '+inf'),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
   } }

@@ -17,6 +17,16 @@ mutation('stub', {}, { mode = 'mode', uid = 'id', gid = 'id', chunk_size = 'coun
     return c:done('stub', { ino }, {}, ino, c:attributes(ino))
   end)
 
+-- abandon {ino} -> ; a stub that waits to be filled is forgotten now. ENOENT for anything else without a name.
+mutation('abandon', { frees = true }, { ino = 'ino' }, function(c, a)
+  local inode, due = c:inode(a.ino), call('ZSCORE', c.K .. ':orphans', text(a.ino))
+  if not inode then return ESTALE end
+  if inode[NLINK] ~= 0 then return EINVAL end
+  if tonumber(due) <= c.ms + c:setting('orphan_grace_ms') then return ENOENT end
+  c:orphan(a.ino, 0)
+  return c:done('abandon', { a.ino }, {})
+end)
+
 -- publish {ino, parent, name, size, overwrite, version?} -> attributes, replaced ino (0 for none)
 -- The stub becomes the file of that name, of exactly that size; no reader sees it half. It is closed
 -- for the session. With `version`, EAGAIN when its content is another by now.

@@ -45,12 +45,11 @@ internal('session_close', {}, {}, function(c)
   return { 0 }
 end)
 
--- Nobody could renew while Redis or all naming servers were away: that time counts for no lease.
-function Call:excuse_outage(outage_ms)
-  local volume, sessions = self.K .. ':volume', self.K .. ':sessions'
-  local away = self.ms - tonumber(call('HGET', volume, 'alive_ms') or self.ms)
-  call('HSET', volume, 'alive_ms', text(self.ms))
-  if away <= outage_ms then return end
+-- A background job is back: the time in which nobody could renew a lease counts for none.
+function Call:excuse_outage()
+  local away, sessions = self:away_ms(), self.K .. ':sessions'
+  call('HSET', self.K .. ':volume', 'alive_ms', text(self.ms))
+  if away == 0 then return end
   local rows = call('ZRANGE', sessions, 0, -1, 'WITHSCORES')
   for i = 1, #rows, 2 do
     local ends = tonumber(rows[i + 1])
@@ -58,10 +57,10 @@ function Call:excuse_outage(outage_ms)
   end
 end
 
--- expire_sessions {count, outage_ms} -> how many sessions whose lease ran out were forgotten
-internal('expire_sessions', {}, { count = 'count', outage_ms = 'count' }, function(c, a)
+-- expire_sessions {count} -> how many sessions whose lease ran out were forgotten
+internal('expire_sessions', {}, { count = 'count' }, function(c, a)
   if c.safe then return { 0, 0 } end
-  c:excuse_outage(a.outage_ms)
+  c:excuse_outage()
   local lapsed = call('ZRANGEBYSCORE', c.K .. ':sessions', '-inf', text(c.ms - 1), 'LIMIT', 0, text(a.count))
   local done = 0
   for _, session in ipairs(lapsed) do

@@ -12,7 +12,7 @@ from servers.naming.keyspace import prefix
 from servers.naming.service import Service
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
-from servers.protocol.naming_api import DAMAGE_PATH, unpack_nodes
+from servers.protocol.naming_api import DAMAGE_PATH, unpack_attributes, unpack_nodes
 
 
 class Damage(BaseModel):
@@ -71,12 +71,16 @@ def extent_routes(service: Service) -> APIRouter:
 
     @routes.get("/v1/extents")
     async def referenced(after: Annotated[int, Query(ge=0, lt=2**64)] = 0) -> Referenced:
-        """The extents that files show, in pages: every one that is there all the while comes at least once."""
+        """The extents that files show, in pages: every one that is there all the while comes at least once.
+
+        Without those of files that nobody can read yet, because they are not finalized."""
         key = prefix(service.settings.volume) + ":m:"
         cursor, keys = await store.command("SCAN", str(after), "MATCH", _literal(key) + "*", "COUNT", "1000")
         found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
         for name in keys:
             inode = int(name[len(key) :])
+            if not await _is_readable(service, inode):
+                continue
             rows = await store.command("HGETALL", name)
             for index, blob in zip(rows[::2], rows[1::2], strict=True):
                 flat = msgpack.unpackb(blob, raw=True)
@@ -85,6 +89,15 @@ def extent_routes(service: Service) -> APIRouter:
         return Referenced(extents=list(found.values()), next=None if cursor == b"0" else cursor.decode())
 
     return routes
+
+
+async def _is_readable(service: Service, inode: int) -> bool:
+    """Whether it has a name or is open; a file that is being filled over REST is neither."""
+    key = prefix(service.settings.volume)
+    blob = await service.store.command("GET", f"{key}:i:{inode}")
+    if blob is None:
+        return False
+    return unpack_attributes(inode, blob).nlink > 0 or await service.store.command("EXISTS", f"{key}:o:{inode}") == 1
 
 
 def _note(found: dict[tuple[ExtentId, int], dict[str, Any]], segment: list[Any], inode: int, chunk: int) -> None:

@@ -277,9 +277,12 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
 
     @routes.delete("/{file_id}")
     async def delete(file_id: FILE_ID) -> Deleted:
-        """Takes the name away; the bytes go once nobody has the file open."""
+        """Takes the name away; the bytes go once nobody has the file open. One that is not finalized is given up."""
         file = _parse_id(file_id)
         path = split_path(file.path)
+        if (await stub(file)).nlink == 0:
+            await change("abandon", ino=file.ino)
+            return Deleted(deleted=escape(file.path))
         parent = (await resolve(path[:-1])).ino if len(path) > 1 else ROOT_INODE
         await change("unlink", parent=parent, name=path[-1], ino=file.ino)
         return Deleted(deleted=escape(file.path))

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgpack
 
-from servers.naming.redis_store import CALL_SECONDS, RedisStore
+from servers.naming.redis_store import RedisStore
 from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import BATCH_BYTES_MAX, OPERATIONS_PER_BATCH_MAX
@@ -29,7 +29,7 @@ def ops_lane(store: RedisStore) -> Lane:
     def handle(request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
         try:
             session, operations = unpack_batch(bytes(request.body))
-            seconds = min(CALL_SECONDS, int(request.headers.get(DEADLINE_HEADER, "30000")) / 1000)
+            seconds = int(request.headers.get(DEADLINE_HEADER, "30000")) / 1000
         except ValueError as error:
             return json_reply(400, {"detail": str(error)})
         if len(operations) > OPERATIONS_PER_BATCH_MAX:
