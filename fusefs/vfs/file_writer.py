@@ -278,13 +278,15 @@ class FileWriter:
         arguments: dict[str, Any] = {"ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced}
         chunks: dict[int, list[Segment]] = {}
         if self._appending:
+            # In the order in which it was written: full chunks were sealed before the part of a chunk ahead of them.
+            batch = sorted(batch, key=lambda s: (s.index, s.layout))
             arguments |= {"chunks": [], "end": 0, "append": _appended(batch)}
         else:
             for sealed in batch:
                 chunks.setdefault(sealed.index, []).extend(sealed.segments())
             for index, segments in chunks.items():
                 chunks[index] = overlay(segments) if _overlaps(segments) else segments
-            flat = [part for index, s in chunks.items() for part in (index, pack_segments(s))]
+            flat = [part for index, s in sorted(chunks.items()) for part in (index, pack_segments(s))]
             arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
         mtime_ns = self.mtime_ns
         blob, offset, before = await self._parts.commit("commit", **arguments)

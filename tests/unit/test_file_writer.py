@@ -88,6 +88,28 @@ async def test_what_was_appended_around_others_appends_lands_whole_and_in_order(
     assert world.moves == 1
 
 
+async def test_what_was_appended_across_chunks_lands_in_the_order_it_was_written() -> None:
+    """The full chunk in the middle is stored before the rest of the chunk ahead of it."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(CHUNK - 2, b"ab" + b"c" * CHUNK + b"d", append_at=CHUNK - 2)
+        await writer.flush(sync=False)
+    assert bytes(world.content) == b"ab" + b"c" * CHUNK + b"d"
+
+
+async def test_chunks_are_committed_in_rising_order() -> None:
+    """Whatever the order in which they were filled: the metadata wants it so."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        for index in (5, 1, 3):
+            await writer.write(index * CHUNK, b"x" * CHUNK)
+        await writer.write(0, b"x")
+        await writer.flush(sync=False)
+    assert [indexes for commit in world.commits for indexes in commit["chunks"][::2]] == [0, 1, 3, 5]
+
+
 async def test_an_append_elsewhere_than_the_kernel_wrote_it_is_told() -> None:
     """Its pages are then not right."""
     world = MadeUp()
