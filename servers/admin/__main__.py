@@ -18,7 +18,6 @@ from servers.protocol.errors import DcsError
 
 BUG = 70
 """EX_SOFTWARE of sysexits.h: not the caller's fault."""
-PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 def main() -> NoReturn:
@@ -26,10 +25,6 @@ def main() -> NoReturn:
         signal.signal(number, _end)
     try:
         app(prog_name="dcs")
-    except BrokenPipeError:
-        # Whoever read our output has gone, as `head` does. Nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(PIPE_CLOSED)
     except (DcsError, OSError) as error:
         _fail(one_line(error), 1)
     except Exception as error:

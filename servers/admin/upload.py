@@ -150,7 +150,7 @@ class _Upload:
                 group.create_task(self._take(index, piece, room))
         await self._commit(self._stored)
 
-    async def _chunks(self, source: LocalSource) -> AsyncIterator[tuple[int, bytes]]:
+    async def _chunks(self, source: LocalSource) -> AsyncIterator[tuple[int, memoryview]]:
         """The chunks that have bytes, with their indexes; counts `size` up as they come."""
         chunk = self._stub.chunk_size
         block_bytes = max(chunk, READ_BYTES)
@@ -166,7 +166,7 @@ class _Upload:
             if len(block) < block_bytes:
                 return
 
-    async def _take(self, index: int, piece: bytes, room: asyncio.Semaphore) -> None:
+    async def _take(self, index: int, piece: memoryview, room: asyncio.Semaphore) -> None:
         segment = await self._store(index, piece)
         self._bar.advance(len(piece))
         self._stored.append((index, segment))
@@ -207,7 +207,7 @@ class _Upload:
         self.thin_extents += len(kept) < len(segment.nodes) == self._stub.replicas
         return replace(segment, nodes=kept)
 
-    async def _store(self, index: int, piece: bytes) -> Segment:
+    async def _store(self, index: int, piece: memoryview) -> Segment:
         """The piece is stored on all its nodes, or on enough of them; synced if large, else up to `_commit`."""
         extent = self._session.new_extent()
         header = ExtentHeader(
@@ -235,7 +235,7 @@ class _Upload:
     async def _round(
         self,
         extent: ExtentId,
-        piece: bytes,
+        piece: memoryview,
         header: ExtentHeader,
         stored: list[NodeNumber],
         failures: dict[NodeNumber, DcsError],
@@ -256,14 +256,13 @@ class _Upload:
                     failures[node.number] = error
                     self._nodes.failed(node.number)
 
-    async def _put(self, node: NodeView, extent: ExtentId, piece: bytes, header: ExtentHeader) -> DcsError | None:
+    async def _put(self, node: NodeView, extent: ExtentId, piece: memoryview, header: ExtentHeader) -> DcsError | None:
         """Why the node does not have it; None when it has."""
-        view = memoryview(piece)
+        pieces = [piece[at : at + PIECE_BYTES] for at in range(0, len(piece), PIECE_BYTES)]
         try:
             await self._connection.storage.put(
-                node.address, extent, [view[at : at + PIECE_BYTES] for at in range(0, len(view), PIECE_BYTES)], header,
-                sync=self._syncs_alone, deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
-                first_byte_seconds=SILENCE_SECONDS,
+                node.address, extent, pieces, header, sync=self._syncs_alone, first_byte_seconds=SILENCE_SECONDS,
+                deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
             )  # fmt: skip
         except (TryAgain, NodeFailed) as error:
             return error

@@ -123,12 +123,6 @@ def down(settings: ClusterSettings, say: Say = lambda line: None) -> bool:
         return did_run
 
 
-def naming_url(settings: ClusterSettings) -> str | None:
-    """Where the naming server of the cluster at DCS_HOME is or would be; None before its first start."""
-    kept = Home(settings.home).kept_ports()
-    return make.naming_url(kept) if kept else None
-
-
 def _check_tools() -> None:
     missing = [tool for tool in ("redis-server", "fusermount3") if shutil.which(tool) is None]
     if missing:

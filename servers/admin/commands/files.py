@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from typing import Annotated
 
 import typer
@@ -84,7 +85,10 @@ def read(
         with progress(f"read {escape(path)}") as bar:
             await read_file(connection, path, open_sink, bar)
 
-    run(naming_urls(ctx), work)
+    try:
+        run(naming_urls(ctx), work)
+    except BrokenPipeError as error:  # Whoever read our output has gone, as `head` does.
+        raise typer.Exit(128 + signal.SIGPIPE) from error
 
 
 def size(ctx: typer.Context, name: Name) -> None:
