@@ -5,16 +5,10 @@ Called by the file writer. No I/O, nothing awaits.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 from bisect import bisect_left, bisect_right
 
+from fusefs.vfs.buffer_pool import BufferPool
 from servers.protocol.checksum import Buffer
-from servers.protocol.limits import KIB
-
-MAPPED_BYTES_MIN = 256 * KIB
-"""Larger chunks get a buffer of untouched pages: only what is written takes memory, and it is given
-back at once. Smaller ones are not worth a mapping, of which a process has some 65,000."""
 
 
 class DirtyRanges:
@@ -54,15 +48,14 @@ class DirtyRanges:
 class DirtyChunk:
     """Written bytes of one chunk that are not stored yet. Frozen once it is sealed."""
 
-    __slots__ = ("_buffer", "_view", "bytes", "index", "ranges")
+    __slots__ = ("_buffer", "_pool", "_view", "bytes", "index", "ranges")
 
-    def __init__(self, index: int, chunk_size: int) -> None:
+    def __init__(self, index: int, chunk_size: int, pool: BufferPool) -> None:
         self.index = index
         self.ranges = DirtyRanges()
         self.bytes = 0
-        self._buffer: mmap.mmap | bytearray = (
-            mmap.mmap(-1, chunk_size) if chunk_size >= MAPPED_BYTES_MIN else bytearray(chunk_size)
-        )
+        self._pool = pool
+        self._buffer = pool.take(chunk_size)
         self._view = memoryview(self._buffer)
 
     def write(self, start: int, data: Buffer) -> int:
@@ -89,6 +82,4 @@ class DirtyChunk:
     def free(self) -> None:
         """Gives the memory back, as soon as nobody looks at the pieces any more."""
         self._view.release()
-        if isinstance(self._buffer, mmap.mmap):
-            with contextlib.suppress(BufferError):  # A piece is still on its way to a slow node: it goes with that.
-                self._buffer.close()
+        self._pool.give_back(self._buffer)

@@ -20,13 +20,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
 
 from fusefs.chunks.client import StoredExtent
 from fusefs.settings import FLUSH_DEADLINE_SECONDS
+from fusefs.vfs.buffer_pool import BufferPool
 from fusefs.vfs.dirty_ranges import DirtyChunk
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.checksum import Buffer
@@ -67,6 +68,7 @@ class WriterParts:
     nursery: trio.Nursery
     now_ns: Callable[[], int]
     min_write_replicas: int
+    buffers: BufferPool = field(default_factory=BufferPool)
 
 
 class _Sealed:
@@ -154,7 +156,7 @@ class FileWriter:
         for span in spans(offset, len(data), self._chunk_size):
             chunk = self._dirty.get(span.index)
             if chunk is None:
-                chunk = self._dirty[span.index] = DirtyChunk(span.index, self._chunk_size)
+                chunk = self._dirty[span.index] = DirtyChunk(span.index, self._chunk_size, self._parts.buffers)
             length = span.end - span.start
             self._parts.budget.hold(chunk.write(span.start, view[at : at + length]))
             at += length

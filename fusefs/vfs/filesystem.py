@@ -46,6 +46,7 @@ NODE_SYNC_SECONDS = 7.0
 """A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
 REGISTER_SECONDS = 0.5
 REGISTER_MAX = 1024
+TRIM_SECONDS = 10.0
 RETRY_FAILED_SECONDS = 2.0
 KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
@@ -154,6 +155,12 @@ class Filesystem:
                 await self._register()
             except DcsError as error:
                 log.info("the metadata was not told what is open: %s", error)
+
+    async def keep_trimmed(self) -> None:
+        """Gives memory back that was only needed while much was written. Until cancelled."""
+        while True:
+            await trio.sleep(TRIM_SECONDS)
+            self._parts.buffers.trim()
 
     async def _register(self) -> None:
         async with self._registering:
