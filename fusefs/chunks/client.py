@@ -9,6 +9,7 @@ Runs in the mount's one trio loop; any number of calls may be under way.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,16 @@ from fusefs.chunks.replicas import Replicas
 from fusefs.chunks.storing import Storing
 from servers.client.storage import StorageClient
 from servers.protocol.checksum import BlockSums, Buffer
-from servers.protocol.errors import DcsError
+from servers.protocol.errors import DcsError, Unavailable
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import BLOCK_BYTES, MIB
 from servers.protocol.storage_api import ExtentHeader
+
+
+ASKED_AGAIN_SECONDS = 1.0
+"""The kernel asks again, for a single page, at once after its read-ahead has failed: who has waited out the
+deadline for an extent does not wait it out twice."""
+UNREACHED_MAX = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +63,8 @@ class ExtentClient:
         self._report_damage = report_damage
         self._limits = limits or Limits()
         self._chance = chance or random.Random()
+        self._unreached_at: dict[ExtentId, float] = {}
+        """When a fetch of the extent last ended at its deadline."""
         self._stored = self._stored_bytes = self._stored_short = self._store_failures = 0
         self._fetched = self._fetched_bytes = self._hedged = self._bad_replicas = self._fetch_failures = 0
 
@@ -112,13 +121,17 @@ class ExtentClient:
         first = start - start % BLOCK_BYTES
         length = -(-max(end, until or 0) // BLOCK_BYTES) * BLOCK_BYTES - first
         seconds = self._limits.read_deadline_seconds if deadline_seconds is None else deadline_seconds
+        if trio.current_time() - self._unreached_at.get(extent, -math.inf) < ASKED_AGAIN_SECONDS:
+            seconds = min(seconds, ASKED_AGAIN_SECONDS)
         fetching = Fetching(
             self._storage, self._replicas, self._limits, self._report_damage, extent, nodes, first, length, end - first,
             trio.current_time() + seconds,
         )  # fmt: skip
         try:
             view = await fetching.run()
-        except DcsError:
+        except DcsError as error:
+            if isinstance(error, Unavailable):
+                self._note_unreached(extent)
             self._fetch_failures += 1
             raise
         finally:
@@ -127,6 +140,11 @@ class ExtentClient:
         self._fetched += 1
         self._fetched_bytes += len(view)
         return view[start - first : (end if until is None else max(end, until)) - first]
+
+    def _note_unreached(self, extent: ExtentId) -> None:
+        self._unreached_at[extent] = trio.current_time()
+        if len(self._unreached_at) > UNREACHED_MAX:
+            del self._unreached_at[next(iter(self._unreached_at))]
 
     async def barrier(
         self, nodes: Collection[NodeNumber], *, enough: Callable[[set[NodeNumber]], bool] = lambda confirmed: False

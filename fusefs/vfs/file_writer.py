@@ -61,8 +61,9 @@ class WriterParts:
 
     store: Store
     commit: Commit
-    barrier: Callable[[Iterable[NodeNumber]], Any]
-    """Returns those of the nodes that have all they took on stable storage."""
+    barrier: Callable[[Iterable[NodeNumber], Callable[[set[NodeNumber]], bool]], Any]
+    """Returns those of the nodes that have all they took on stable storage; once they are enough, others that
+    hang are not waited for."""
     budget: WriteBudget
     uploads: trio.CapacityLimiter
     nursery: trio.Nursery
@@ -263,9 +264,12 @@ class FileWriter:
         unsynced = [s.stored for s in batch if s.stored is not None and not s.stored.synced]
         if not unsynced:
             return
-        confirmed = await self._parts.barrier({node for stored in unsynced for node in stored.nodes})
-        enough = min(self._replicas, self._parts.min_write_replicas)
-        if any(len(confirmed.intersection(stored.nodes)) < min(enough, len(stored.nodes)) for stored in unsynced):
+        needed = min(self._replicas, self._parts.min_write_replicas)
+
+        def enough(confirmed: set[NodeNumber]) -> bool:
+            return all(len(confirmed.intersection(s.nodes)) >= min(needed, len(s.nodes)) for s in unsynced)
+
+        if not enough(await self._parts.barrier({node for s in unsynced for node in s.nodes}, enough)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
     async def _commit(self, count: int, *, synced: bool) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -579,13 +579,16 @@ class Filesystem:
     async def _sync_everywhere(self) -> None:
         """Every node that is alive has all it took on stable storage; as many may fail as a write may do without."""
         nodes = [node.number for node in self._replicas.nodes() if node.state == "alive"]
-        confirmed = await self._barrier(nodes)
         spare = max(0, self._session.facts.replicas - self._settings.min_write_replicas)
-        if len(confirmed) < len(nodes) - spare or not confirmed:
+
+        def enough(confirmed: set[NodeNumber]) -> bool:
+            return len(confirmed) >= max(1, len(nodes) - spare)
+
+        if not enough(await self._barrier(nodes, enough)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
-    async def _barrier(self, nodes: Iterable[NodeNumber]) -> set[NodeNumber]:
-        return await self._extents.barrier(set(nodes))
+    async def _barrier(self, nodes: Iterable[NodeNumber], enough: Callable[[set[NodeNumber]], bool]) -> set[NodeNumber]:
+        return await self._extents.barrier(set(nodes), enough=enough)
 
     async def release(self, handle: int) -> None:
         """The last close: nobody waits for it. What could not be stored is tried again for a while."""

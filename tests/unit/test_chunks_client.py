@@ -298,6 +298,21 @@ async def test_all_nodes_away_is_an_error_at_the_deadline() -> None:
         assert trio.current_time() - began < 3
 
 
+async def test_who_waited_out_the_deadline_does_not_wait_it_out_again_at_once() -> None:
+    """As the kernel does, page by page, when its read-ahead has failed."""
+    async with cluster_of(3, read_deadline_seconds=2.5) as cluster:
+        stored = await cluster.store()
+        cluster.set("resets", 1, 2, 3)
+        with pytest.raises(Unavailable):
+            await cluster.fetch(stored)
+        began = trio.current_time()
+        with pytest.raises(Unavailable):
+            await cluster.fetch(stored)
+        assert trio.current_time() - began < 1.5
+        cluster.set("up", 2)
+        assert await cluster.fetch(stored) == b"hello"
+
+
 async def test_a_read_goes_on_when_a_node_is_back_in_time() -> None:
     async with cluster_of(3) as cluster:
         stored = await cluster.store()

@@ -64,7 +64,7 @@ class MadeUp:
 def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, WriteBudget]:
     budget = WriteBudget(1 << 20, lambda: None)
 
-    async def barrier(nodes: object) -> set[NodeNumber]:
+    async def barrier(nodes: object, enough: object) -> set[NodeNumber]:
         return set(NODES)
 
     def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
