@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 from servers.admin.access import Access
 from servers.admin.errors import Problem
 from servers.client.asyncio_transport import AsyncioTransport
-from servers.client.naming import NamingClient, read_reply
+from servers.client.naming import NamingClient, parse_urls, read_reply
 from servers.client.storage import StorageClient
 from servers.protocol.errors import DcsError, SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
 from servers.protocol.naming_api import MUTATIONS, operation
+from servers.protocol.storage_api import HEALTH_PATH
 
 FIRST_CONTACT_SECONDS = 5.0
 """A naming server that nobody has heard of yet is given up after this."""
@@ -28,6 +30,7 @@ PAUSE_SECONDS_FIRST = 0.1
 PAUSE_SECONDS_MAX = 1.0
 RENEW_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+HEALTH_SECONDS = 3.0
 
 NO_SESSION = SessionNumber(0)
 
@@ -37,6 +40,7 @@ class Connection:
         """Raises Problem for a naming URL that is none."""
         self._transport = AsyncioTransport(access.secret)
         try:
+            self.naming_addresses = parse_urls(access.naming_urls)
             self.naming = NamingClient(self._transport, access.naming_urls)
         except ValueError as error:
             raise Problem(str(error)) from error
@@ -45,6 +49,14 @@ class Connection:
 
     async def close(self) -> None:
         await self._transport.close()
+
+    async def health(self, address: str) -> str:
+        """What the naming server there says of itself: ok, or what is wrong; away when it does not answer."""
+        try:
+            answer = await self._transport.request(address, "GET", HEALTH_PATH, deadline_seconds=HEALTH_SECONDS)
+            return str(json.loads(bytes(answer.body))["status"])
+        except (TryAgain, ValueError, KeyError, TypeError):
+            return "away"
 
     async def ask(self, verb: str, session: SessionNumber = NO_SESSION, n: int = 0, /, **arguments: Any) -> list[Any]:
         """The operation's results. Asks again until the deadline. Raises Refused, SessionLost, Unavailable."""

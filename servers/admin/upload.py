@@ -25,7 +25,7 @@ from servers.admin.node_table import NodeTable
 from servers.admin.output import Bar
 from servers.admin.tree import find_parent, resolve
 from servers.protocol.checksum import block_sums
-from servers.protocol.errors import DcsError, NodeFailed, Refused, TooFewNodes, TryAgain
+from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused, TooFewNodes, TryAgain
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, MIB
@@ -264,6 +264,6 @@ class _Upload:
                 node.address, extent, pieces, header, sync=self._syncs_alone, first_byte_seconds=SILENCE_SECONDS,
                 deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
             )  # fmt: skip
-        except (TryAgain, NodeFailed) as error:
+        except (TryAgain, NodeFailed, ExtentDamaged) as error:  # Damaged: its disk did not keep what it took.
             return error
         return None

@@ -212,6 +212,16 @@ def test_nobody_there_is_said_in_time(cluster: Cluster) -> None:
     assert cluster.dcs("fsck", expect=2).stdout.startswith(b"0 extents, 0 replicas on 0 nodes: unknown")
 
 
+def test_a_redis_that_is_away_is_said_at_once(cluster: Cluster) -> None:
+    cluster.redis.stop()
+    wait_for(lambda: cluster.rest("GET", "/health").status_code == 503, "the naming server has noticed")
+    said = cluster.dcs("status", expect=1).stderr.decode()
+    assert said == f"dcs: No naming server works: {cluster.address}: redis is away\n"
+    cluster.redis.start()
+    wait_for(lambda: cluster.rest("GET", "/health").status_code == 200, "Redis is back")
+    assert cluster.dcs_json("status")["naming_servers"] == [{"address": cluster.address, "state": "ok"}]
+
+
 def test_a_naming_server_of_several_is_enough(cluster: Cluster) -> None:
     """A list of URLs: the first is not there."""
     urls = f"http://127.0.0.1:1,{cluster.naming_url}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -16,17 +17,24 @@ from servers.admin.fsck import Finding, Findings
 from servers.admin.fsck import fsck as check_volume
 from servers.admin.output import human_bytes, print_facts, print_json, print_table
 from servers.admin.runner import run
-from servers.protocol.errors import TryAgain
+from servers.protocol.errors import TryAgain, Unavailable
 
 FINDINGS_SHOWN = 20
+OK = "ok"
+"""What a naming server says of itself when all is well."""
 
 
 def status(ctx: typer.Context, json: Json = False) -> None:
     """Show servers, space, files, and what waits to be done."""
 
     async def work(connection: Connection) -> dict[str, Any]:  # Any: values of JSON.
-        found = await connection.naming.json("GET", "/v1/status")
-        return {"naming_server": connection.naming.address, **found}
+        addresses = connection.naming_addresses
+        states = await asyncio.gather(*(connection.health(address) for address in addresses))
+        if OK not in states:  # Said at once, where the status itself would wait for Redis first.
+            said = "; ".join(f"{address}: {state}" for address, state in zip(addresses, states, strict=True))
+            raise Unavailable(f"No naming server works: {said}")
+        servers = [{"address": address, "state": state} for address, state in zip(addresses, states, strict=True)]
+        return {"naming_servers": servers, **await connection.naming.json("GET", "/v1/status")}
 
     found = run(naming_urls(ctx), work)
     if json:
@@ -38,7 +46,7 @@ def status(ctx: typer.Context, json: Json = False) -> None:
 
 
 def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
-    yield "naming server", s["naming_server"]
+    yield "naming servers", ", ".join(f"{server['address']} {server['state']}" for server in s["naming_servers"])
     yield "redis", s["redis"] + (f", SAFE MODE, read-only: {s['safe_because']}" if s["safe_mode"] else "")
     yield "volume", s["volume"]
     yield "space", f"{human_bytes(s['free_bytes'])} free of {human_bytes(s['total_bytes'])}, as files can use it"
