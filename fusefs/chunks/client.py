@@ -27,7 +27,6 @@ from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import BLOCK_BYTES, MIB
 from servers.protocol.storage_api import ExtentHeader
 
-
 ASKED_AGAIN_SECONDS = 1.0
 """The kernel asks again, for a single page, at once after its read-ahead has failed: who has waited out the
 deadline for an extent does not wait it out twice."""
