@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
 from servers.naming.membership import read_nodes
+from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.errors import Refused
 from servers.protocol.naming_api import NODES_PATH
@@ -25,13 +26,15 @@ class Registration(BaseModel):
     """What a storage node says of itself, at start and every 2 s."""
 
     uuid: str = Field(pattern=r"^[0-9a-f]{32}$", examples=["8c6c3e1ad9b54d1b8b2b0a1f4f0e7a11"])
-    address: str = Field(pattern=r"^[A-Za-z0-9_.:\[\]-]{3,255}$", examples=["storage1:5001"])
+    address: str = Field(
+        pattern=r"^([A-Za-z0-9_.-]{1,249}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$", examples=["storage1:5001"]
+    )
     used_bytes: UINT = Field(examples=[0])
     free_bytes: UINT = Field(examples=[100000000000])
     total_bytes: UINT = Field(examples=[100000000000])
     space: str = Field(max_length=200, examples=["boot-1:fs-1"])
     rack: str = Field("", max_length=100, examples=[""])
-    volume: str = Field("", max_length=64, description="of the volume whose extents it keeps, if it knows")
+    volume: str = Field("", pattern=r"^([0-9a-f]{32})?$", description="whose extents it keeps, if it knows")
     seq: UINT = Field(0, description="the latest change it was told of: metadata that ends before is not all there")
 
 
@@ -87,10 +90,10 @@ class Status(BaseModel):
 
 
 def cluster_routes(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["cluster"])
+    routes = APIRouter(tags=["cluster"], responses=refusals())
     store = service.store
 
-    @routes.post("/register_storage")
+    @routes.post("/register_storage", responses=refusals(409))
     async def register_storage(node: Registration) -> Registered:
         """A storage node is there, or still there: registration and heartbeat are one. 409 for another volume's."""
         try:

@@ -9,6 +9,7 @@ from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel, Field
 
 from servers.naming.keyspace import prefix
+from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
@@ -41,7 +42,7 @@ VERDICTS: tuple[Literal["garbage", "needed", "condemned", "in flight"], ...] = (
 
 
 def extent_routes(service: Service) -> APIRouter:
-    routes = APIRouter(tags=["extents"])
+    routes = APIRouter(tags=["extents"], responses=refusals())
     store = service.store
 
     @routes.post(DAMAGE_PATH)

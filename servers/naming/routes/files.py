@@ -17,6 +17,7 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Path, Query
 from pydantic import BaseModel, Field
 
+from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service, alive
 from servers.protocol.errors import NodeFailed, Refused, TryAgain
 from servers.protocol.geometry import Segment, is_chunk_size
@@ -143,7 +144,7 @@ FILE_ID = Annotated[str, Path(max_length=8 * PATH_BYTES_MAX, examples=["2.cmVxcw
 
 
 def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes, each short
-    routes = APIRouter(prefix="/files", tags=["files"])
+    routes = APIRouter(prefix="/files", tags=["files"], responses=refusals(404, 409, 507))
     store, change = service.store, service.change
 
     async def resolve(path: list[bytes]) -> Attributes:
@@ -180,7 +181,7 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         attributes = unpack_attributes(ino, blob)
         return Initialised(file_id=str(_FileId(attributes.ino, b"/".join(path))), chunk_size=attributes.chunk_size)
 
-    @routes.post("/{file_id}/chunks", status_code=201)
+    @routes.post("/{file_id}/chunks", status_code=201, responses=refusals(500))
     async def allocate(file_id: FILE_ID, wanted: ChunkRequest) -> ChunkPlace:
         """Where to PUT a chunk's bytes: on each of the servers, before `finalize`."""
         attributes = await stub(_parse_id(file_id))
@@ -208,7 +209,7 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
 
     @routes.post("/{file_id}/finalize")
     async def finalize(file_id: FILE_ID, wanted: Finalize) -> File:
-        """Publishes the file under its name, once every server has every chunk. 409 when one has not.
+        """Publishes the file under its name, once every server says that it has every chunk; 409 until then.
 
         Asked again after it was done, it says so again."""
         file = _parse_id(file_id)
@@ -305,8 +306,8 @@ async def _expect_on_node(service: Service, address: str, lengths: dict[ExtentId
     for at in range(0, len(wanted), EXTENTS_PER_CALL_MAX):
         try:
             found = await service.storage.check(address, wanted[at : at + EXTENTS_PER_CALL_MAX])
-        except NodeFailed as error:
-            raise TryAgain(str(error)) from error
+        except (NodeFailed, TryAgain) as error:
+            raise HTTPException(409, f"{address} cannot be asked whether it has every chunk: {error}") from error
         for extent, length in found.items():
             if length is None or length < lengths[extent]:
                 lacks = f"{address} has {length or 0} of the {lengths[extent]} bytes of {extent_text(extent)}"
