@@ -61,6 +61,7 @@ import sysconfig
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 VERSION = 1
@@ -634,6 +635,8 @@ class Bench:
                 pass
 
         def check(root: str) -> None:
+            got: object
+            want: object
             if self.rep == 1:
                 got, want = tree_digest(root), self.tree["digest"]
             else:
@@ -748,8 +751,8 @@ class Bench:
                 bad = [q.exitcode for q in procs if q.exitcode != 0]
                 if bad:
                     raise OSError(errno.EIO, f"writers ended with {bad}")
-                s.amount = sum(done) * MIB / 1e6
-                s.capped = sum(done) < a.par * a.par_mib
+                s.amount = sum(done[:]) * MIB / 1e6
+                s.capped = sum(done[:]) < a.par * a.par_mib
         finally:
             for q in procs:
                 if q.is_alive():
@@ -875,6 +878,7 @@ class Bench:
             finally:
                 db.close()
 
+        probes: tuple[Callable[[], object], ...]
         probes = (hardlink, symlink, xattr, flock, posix_lock, fallocate, punch_hole, mmap_shared)
         probes += (o_direct, o_tmpfile, unlinked_open, rename_exchange, mknod_fifo, copy_file_range, sqlite_wal)
         for fn in probes:
