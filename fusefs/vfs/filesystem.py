@@ -612,9 +612,20 @@ class Filesystem:
             except DcsError as error:
                 log.debug("inode %d: %s", inode.ino, error)
                 await trio.sleep(RETRY_FAILED_SECONDS)
+                if await self._is_gone(inode.ino) and not inode.handles:
+                    inode.writer.discard()
         if not inode.handles:
             self._give_up(inode)
             self._forget(inode)
+
+    async def _is_gone(self, ino: InodeNumber) -> bool:
+        """The file has no name any more. Where nobody can say, it may have one."""
+        try:
+            return (await self.getattr(ino)).attributes.nlink == 0
+        except Refused:
+            return True
+        except DcsError:
+            return False
 
     def _give_up(self, inode: OpenInode) -> None:
         lost = sum(len(piece) for chunk in inode.writer.unstored(0, 2**62) for piece in chunk.pieces())
