@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
 import pytest
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import LIVING, Cluster
+
+KILL_SECONDS_BEFORE = 15.0
 
 
 class MakeCluster(Protocol):
@@ -23,6 +26,21 @@ def pytest_configure() -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.fixture(autouse=True)
+def no_system_call_hangs_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Kills the mounts shortly before the test's time is over.
+
+    A program that waits for a mount cannot be interrupted: a hang would hang the whole run.
+    """
+    marker = request.node.get_closest_marker("timeout")
+    seconds = marker.args[0] if marker and marker.args else float(request.config.getini("timeout"))
+    watchdog = threading.Timer(max(1.0, seconds - KILL_SECONDS_BEFORE), lambda: [c.kill_mounts() for c in list(LIVING)])
+    watchdog.daemon = True
+    watchdog.start()
+    yield
+    watchdog.cancel()
 
 
 @pytest.fixture

@@ -17,10 +17,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +46,10 @@ COMMAND_SECONDS = 120.0
 CALL_SECONDS = 30.0
 DRAIN_SECONDS = 120.0
 """Longer than the lease of a session that was killed."""
+
+
+LIVING: set[Cluster] = set()
+"""The clusters of this test run that are not closed yet."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,10 @@ class Cluster:
         )  # fmt: skip
         self.nodes: list[Node] = []
         self.mounts: list[Mount] = []
+        self.cleanups = ExitStack()
+        """Called when all processes have ended, before the directory goes."""
         self._nodes_at_start = nodes
+        LIVING.add(self)
 
     # Living and dying.
 
@@ -181,7 +190,9 @@ class Cluster:
             except AssertionError as error:
                 problems.append(str(error))
         self._http.close()
+        self.cleanups.close()
         shutil.rmtree(self.directory)
+        LIVING.discard(self)
         assert not problems, "\n".join(problems)
 
     def _end_mount(self, mount: Mount, kill: bool, problems: list[str]) -> None:
@@ -200,6 +211,11 @@ class Cluster:
         programs = (self.redis, self.naming, *self.nodes, *(mount.process for mount in self.mounts))
         return "\n".join(f"== {program.name}\n{program.log_tail()}" for program in programs)
 
+    def kill_mounts(self) -> None:
+        """Whoever waits for one of its mounts gets ENOTCONN at once; callable from any thread."""
+        for mount in self.mounts:
+            mount.process.signal(signal.SIGKILL)
+
     # Its parts.
 
     def _process(
@@ -214,6 +230,15 @@ class Cluster:
         words = f"--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --maxmemory-policy noeviction"
         command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
         return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
+
+    def limit_disk(self, index: int, size: int) -> None:
+        """The data of node `index`, which is yet to be added, lies on a file system of so many bytes. Needs root."""
+        path = self.directory / f"node{index}"
+        path.mkdir()
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "dcs-test", path], check=True, timeout=CALL_SECONDS
+        )
+        self.cleanups.callback(subprocess.run, ["umount", "-l", path], check=True, timeout=CALL_SECONDS)
 
     def _new_node(self) -> Node:
         index, port = len(self.nodes) + 1, free_port()
@@ -301,6 +326,7 @@ class Cluster:
         )  # fmt: skip
         said = done.stderr.decode(errors="replace")
         assert b"Traceback" not in done.stderr, said
+        said += done.stdout[:1000].decode(errors="replace")
         assert expect is None or done.returncode == expect, f"dcs {arguments}: {done.returncode}, {said}"
         return done
 

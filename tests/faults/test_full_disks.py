@@ -1,0 +1,97 @@
+"""Disks fill up: ENOSPC in time, nothing damaged, and deleting helps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount
+from tests.support.commands import MIB, opened, pattern, sha256_of, write_pattern
+from tests.support.processes import wait_for
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount small disks")
+DISK_BYTES = 96 * MIB
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[Cluster]:
+    """Three nodes with a disk of 96 MiB each."""
+    with Cluster(nodes=0, CHUNK_SIZE=str(MIB), SESSION_LEASE_SECONDS="25") as cluster:
+        for index in (1, 2, 3):
+            cluster.limit_disk(index, DISK_BYTES)
+            cluster.add_node()
+        yield cluster
+        for mount in cluster.mounts:
+            mount.unmount()
+        cluster.wait_clean()
+
+
+@pytest.fixture(scope="module")
+def mount(small: Cluster) -> Mount:
+    return small.mount()
+
+
+def write_until_full(mount: Mount, name: str) -> tuple[int | None, float]:
+    """Writes twice what fits, or until it fails; the errno, and the seconds from the last byte to the error."""
+    descriptor = os.open(mount.path / name, os.O_WRONLY | os.O_CREAT)
+    began = time.monotonic()
+    try:
+        try:
+            for piece in pattern(2 * DISK_BYTES):
+                os.write(descriptor, piece)
+            began = time.monotonic()
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error.errno, time.monotonic() - began
+    return None, 0.0
+
+
+@pytest.mark.timeout(200)
+def test_full_disks_are_told_and_deleting_makes_room_again(small: Cluster, mount: Mount) -> None:
+    """ENOSPC at the latest at fsync; what was there before is whole; df says so; rm works and writing works again."""
+    digest = write_pattern(mount.path / "before", 20 * MIB, sync=True)
+    number, _ = write_until_full(mount, "too-much")
+    assert number == errno.ENOSPC
+    with opened(mount.path / "one-more", os.O_WRONLY | os.O_CREAT) as descriptor:
+        os.write(descriptor, b"small")
+    (mount.path / "one-more").unlink()
+
+    def room() -> int:
+        found = os.statvfs(mount.path)
+        return found.f_bavail * found.f_frsize
+
+    wait_for(lambda: room() < 15 * MIB, "df shows that the disks are full", 10)
+    (mount.path / "too-much").unlink()
+    wait_for(lambda: room() > 40 * MIB, "the deleted file's space is free again", 60)
+    again = write_pattern(mount.path / "again", 30 * MIB, sync=True)
+    mount.remount()
+    assert sha256_of(mount.path / "before") == digest
+    assert sha256_of(mount.path / "again") == again
+    (mount.path / "again").unlink()
+    (mount.path / "before").unlink()
+
+
+@pytest.mark.timeout(200)
+def test_one_full_disk_of_three_goes_unnoticed(small: Cluster, mount: Mount) -> None:
+    """Two nodes have room: they take what is written."""
+    filler = small.nodes[0].data_dir / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(MIB))
+                file.flush()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            os.close(os.dup(file.fileno()))
+            file.raw.close()
+    digest = write_pattern(mount.path / "with-one-full", 20 * MIB, sync=True)
+    mount.remount()
+    assert sha256_of(mount.path / "with-one-full") == digest
+    filler.unlink()
+    (mount.path / "with-one-full").unlink()

@@ -1,0 +1,215 @@
+"""Storage nodes die, hang and come back under a mount in use."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount, Node
+from tests.support.commands import MIB, opened, pattern, refused, sha256_of, write_pattern
+
+MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
+STALL_SECONDS_MAX = 5.0
+"""One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+TWICE_SYNCED = """
+import errno, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(descriptor, b"kept" * 50_000)
+began, outcome = time.monotonic(), "synced"
+try:
+    os.fsync(descriptor)
+except OSError as error:
+    outcome = errno.errorcode[error.errno]
+print(outcome, time.monotonic() - began, os.pread(descriptor, 8, 0).decode(), flush=True)
+sys.stdin.readline()
+began = time.monotonic()
+os.fsync(descriptor)
+print("synced", time.monotonic() - began, flush=True)
+os.close(descriptor)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(mounted: Cluster, mount: Mount) -> tuple[Path, str]:
+    """A file larger than all caches of a mount, by its name in the volume, and its SHA-256."""
+    digest = write_pattern(mount.path / "large", MEBIBYTES * MIB)
+    return Path("large"), digest
+
+
+@pytest.fixture
+def victim(mounted: Cluster) -> Iterator[Node]:
+    """A node to be hurt; alive again afterwards."""
+    node = random.choice(mounted.nodes)
+    yield node
+    node.resume()
+    if not node.is_running:
+        node.start()
+    mounted.wait_alive(3)
+
+
+def write_watched(path: Path, size: int, act: Callable[[], object]) -> tuple[str, float]:
+    """Writes and syncs so many bytes, `act` called after a third; their SHA-256 and the longest call in seconds."""
+    digest, longest = hashlib.sha256(), 0.0
+    with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
+        for number, piece in enumerate(pattern(size)):
+            if number == size // MIB // 3:
+                act()
+            digest.update(piece)
+            began = time.monotonic()
+            assert os.write(descriptor, piece) == len(piece)
+            longest = max(longest, time.monotonic() - began)
+        began = time.monotonic()
+        os.fsync(descriptor)
+        longest = max(longest, time.monotonic() - began)
+    return digest.hexdigest(), longest
+
+
+def read_watched(path: Path, act: Callable[[], object]) -> tuple[str, float]:
+    """Reads all of a file, `act` called after a third; its SHA-256 and the longest call in seconds."""
+    digest, longest, at, size = hashlib.sha256(), 0.0, 0, path.stat().st_size
+    acted = False
+    with opened(path, os.O_RDONLY) as descriptor:
+        while at < size:
+            if at > size // 3 and not acted:
+                acted = True
+                act()
+            began = time.monotonic()
+            piece = os.read(descriptor, MIB)
+            longest = max(longest, time.monotonic() - began)
+            assert piece
+            digest.update(piece)
+            at += len(piece)
+    assert acted
+    return digest.hexdigest(), longest
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
+    mounted: Cluster, mount: Mount, victim: Node, fault: str
+) -> None:
+    """Killed or hanging: no error, no long stall, and the right bytes through an empty cache."""
+    mount.remount()  # Of the nodes that earlier tests hurt, a new mount thinks nothing bad.
+    file = mount.path / f"written-{fault}"
+    digest, longest = write_watched(file, MEBIBYTES * MIB, getattr(victim, fault))
+    assert longest < STALL_SECONDS_MAX
+    mount.remount()
+    assert sha256_of(file) == digest
+    file.unlink()
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
+    mounted: Cluster, mount: Mount, victim: Node, large: tuple[Path, str], fault: str
+) -> None:
+    name, expected = large
+    mount.remount()
+    digest, longest = read_watched(mount.path / name, getattr(victim, fault))
+    assert digest == expected
+    assert longest < STALL_SECONDS_MAX
+
+
+def test_small_files_can_be_made_and_read_while_a_node_hangs(mounted: Cluster, mount: Mount, victim: Node) -> None:
+    """After the first stall others are asked at once."""
+    directory = mount.path / "while-one-hangs"
+    directory.mkdir()
+    victim.pause()
+    began = time.monotonic()
+    for number in range(50):
+        (directory / str(number)).write_bytes(b"%d" % number * 1000)
+    assert time.monotonic() - began < 15
+    for number in range(50):
+        assert (directory / str(number)).read_bytes() == b"%d" % number * 1000
+
+
+def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
+    mounted: Cluster, mount: Mount, victim: Node
+) -> None:
+    """Every replica that it lists after its restart is whole; leftovers are gone."""
+    file = mount.path / "while-killed"
+    digest = hashlib.sha256()
+    with opened(file, os.O_WRONLY | os.O_CREAT) as descriptor:
+        for number, piece in enumerate(pattern(120 * MIB)):
+            if number in (20, 50, 80):
+                victim.kill()
+            if number in (30, 60, 90):
+                victim.start(wait=False)
+            digest.update(piece)
+            os.write(descriptor, piece)
+    victim.wait_ready()
+    leftovers = [path for path in victim.data_dir.rglob("*") if path.is_file() and "tmp" in str(path.parent.name)]
+    assert leftovers == []
+    mounted.dcs("fsck", "--data")
+    mount.remount()
+    assert sha256_of(file) == digest.hexdigest()
+    file.unlink()
+
+
+@pytest.mark.timeout(240)
+def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_recover(
+    mounted: Cluster, mount: Mount
+) -> None:
+    """EIO after at most 30 s; what could not be stored stays, and a later fsync that returns 0 is true."""
+    (mount.path / "before").write_bytes(os.urandom(MIB))
+    content = (mount.path / "before").read_bytes()
+    mount.remount()
+    first, second, _ = mounted.nodes
+    first.kill()
+    second.kill()
+    assert (mount.path / "before").read_bytes() == content
+    # In a program of its own: a descriptor of ours would be closed, and so flushed, by each program that we start.
+    writer = subprocess.Popen(
+        [sys.executable, "-c", TWICE_SYNCED, mount.path / "while-two-are-down"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        failed, seconds, kept = writer.stdout.readline().split()
+        assert (failed, kept) == ("EIO", "keptkept")
+        assert 1 < float(seconds) < 33
+        first.start()
+        writer.stdin.write("go on\n")
+        writer.stdin.flush()
+        outcome, seconds = writer.stdout.readline().split()
+        assert outcome == "synced"
+        assert float(seconds) < 5
+    assert writer.returncode == 0
+    second.start()
+    mounted.wait_alive(3)
+    mount.remount()
+    assert (mount.path / "while-two-are-down").read_bytes() == b"kept" * 50_000
+
+
+@pytest.mark.timeout(240)
+def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cluster, mount: Mount) -> None:
+    """EIO after at most 15 s, names and sizes go on; all is well within 5 s of their return."""
+    content = os.urandom(3 * MIB)
+    (mount.path / "unreachable").write_bytes(content)
+    mount.remount()
+    for node in mounted.nodes:
+        node.kill()
+    began = time.monotonic()
+    with opened(mount.path / "unreachable", os.O_RDONLY) as descriptor:
+        assert os.fstat(descriptor).st_size == 3 * MIB
+        with refused(errno.EIO):
+            os.pread(descriptor, MIB, 0)
+        assert time.monotonic() - began < 17
+        assert "unreachable" in os.listdir(mount.path)
+        for node in mounted.nodes:
+            node.start(wait=False)
+        for node in mounted.nodes:
+            node.wait_ready()
+        began = time.monotonic()
+        assert os.pread(descriptor, 4 * MIB, 0) == content
+        assert time.monotonic() - began < 5
+    mounted.wait_alive(3)
+    (mount.path / "after").write_bytes(b"works")

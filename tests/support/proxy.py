@@ -1,0 +1,106 @@
+"""A TCP proxy before a server, which can lose an answer: the request was done, and nobody is told.
+
+    with Proxy("127.0.0.1:8000") as proxy:
+        proxy.lose_answer_to(b"mkdir", naming.kill)
+
+One thread for each connection. Where the server does not listen, connections are closed at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+PIECE_BYTES = 1 << 20
+
+
+class Proxy:
+    def __init__(self, server: str) -> None:
+        host, _, port = server.rpartition(":")
+        self._server = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._wanted: bytes | None = None
+        self._action: Callable[[], object] = lambda: None
+        self.lost = threading.Event()
+        """An answer was lost as wanted."""
+        self._lock = threading.Lock()
+        self._socks: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+
+    def lose_answer_to(self, request: bytes, action: Callable[[], object]) -> None:
+        """The answer to the next request that has these bytes is not passed on, once; `action` is called instead."""
+        self.lost.clear()
+        self._action = action
+        self._wanted = request
+
+    def __enter__(self) -> Self:
+        self._start(self._accept)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sock in (self._listener, *self._socks):
+            _end(sock)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(10)
+
+    def _start(self, body: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=body, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                self._start(self._serve, client)
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            server = socket.create_connection(self._server, 5)
+        except OSError:
+            client.close()
+            return
+        self._socks |= {client, server}
+        with client, server, contextlib.suppress(OSError):
+            self._pump(client, server)
+        self._socks -= {client, server}
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        request = b""
+        while True:
+            for sock in select.select([client, server], [], [])[0]:
+                data = sock.recv(PIECE_BYTES)
+                if not data:
+                    return
+                if sock is client:
+                    request += data
+                    server.sendall(data)
+                    continue
+                if self._is_wanted(request):
+                    self._action()
+                    self.lost.set()
+                    return
+                request = b""
+                client.sendall(data)
+
+    def _is_wanted(self, request: bytes) -> bool:
+        with self._lock:
+            found = self._wanted is not None and self._wanted in request
+            if found:
+                self._wanted = None
+            return found
+
+
+def _end(sock: socket.socket) -> None:
+    """Wakes who waits for it; close alone does not."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
