@@ -74,6 +74,7 @@ class HttpxTransport:
         first_byte_seconds: float = FIRST_BYTE_SECONDS,
         deadline_seconds: float = 30.0,
     ) -> Answer:
+        import anyio
         import httpx
 
         length = sum(len(piece) for piece in body)
@@ -82,14 +83,15 @@ class HttpxTransport:
             deadline_seconds, connect=CONNECT_SECONDS, read=min(first_byte_seconds, deadline_seconds)
         )
         try:
-            answer = await self._client.request(
-                method,
-                f"http://{address}{target}",
-                headers=sent,
-                content=_pieces(body) if length else None,
-                timeout=timeout,
-            )
-        except (httpx.TransportError, httpx.InvalidURL) as error:
+            with anyio.fail_after(deadline_seconds):  # httpx's own limits are for each read and write.
+                answer = await self._client.request(
+                    method,
+                    f"http://{address}{target}",
+                    headers=sent,
+                    content=_pieces(body) if length else None,
+                    timeout=timeout,
+                )
+        except (httpx.TransportError, httpx.InvalidURL, TimeoutError) as error:
             raise TryAgain(f"{address}: {type(error).__name__} {error}".rstrip()) from error
         if answer.status_code == 401:
             raise AccessDenied(f"{address} does not accept this cluster's secret")
