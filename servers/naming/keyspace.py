@@ -25,7 +25,7 @@ library (`lua/`) writes them, but for `leader`.
     :sessions               zset    session by end of lease, ms             0: over, and being forgotten
     :s:SESSION              hash    host, what, opened_s
     :so:SESSION             set     inodes it has open
-    :op:SESSION             hash    n -> reply, top                         the last 1,024 mutations
+    :op:SESSION             hash    n modulo 1,024 -> n, reply              of the last mutation with that slot
     :orphans                zset    inode without a name, by due ms         nlink is 0, or it is a stub
     :purge                  zset    m:INO or t:INO:SEQ to let go of, by ms  of m:INO the inode is gone
     :condemned              zset    extent by due ms                        no map shows it, nor ever will again

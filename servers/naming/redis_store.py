@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
 
@@ -27,7 +28,7 @@ from servers.naming.namespace import Library, library
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
 from servers.protocol.geometry import is_chunk_size
-from servers.protocol.naming_api import pack_arguments
+from servers.protocol.naming_api import Operation, pack_arguments
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ PASSING_ERRORS = (
 ENOENT, ENOSPC, ESTALE = 2, 28, 116
 
 
+Command = tuple[bytes | str | int, ...]
+
+
 class UnsafeRedis(DcsError):
     """Redis is not set up to keep what it acknowledges."""
 
@@ -57,12 +61,39 @@ class _RedisError(DcsError):
     """An error reply."""
 
 
+class Asked:
+    """Commands sent together, and the answers that have come: in the same order, an exception where one was refused
+    or where the connection broke."""
+
+    __slots__ = ("answers", "count", "done", "since")
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.answers: list[Any] = []
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Has a result once all answers are there."""
+        self.since = time.monotonic()
+
+    def add(self, answer: Any) -> bool:
+        """True when this was the last."""
+        self.answers.append(answer)
+        if len(self.answers) < self.count:
+            return False
+        if not self.done.done():
+            self.done.set_result(None)
+        return True
+
+    def give_up(self, error: Exception) -> None:
+        while not self.add(error):
+            pass
+
+
 class _Connection(asyncio.Protocol):
     """Requests out, replies in, in order."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(replyError=_RedisError)
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[Asked] = deque()
         self._transport: asyncio.Transport | None = None
         self.closed = asyncio.get_running_loop().create_future()
 
@@ -71,36 +102,38 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         while self._waiting:
-            future, _ = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(TryAgain("the connection to Redis broke"))
-                future.exception()  # Nobody may wait for it any more.
+            self._waiting.popleft().give_up(TryAgain("the connection to Redis broke"))
         if not self.closed.done():
             self.closed.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         while (reply := self._reader.gets()) is not False:
-            future, _ = self._waiting.popleft()
-            if future.done():
-                continue
-            if isinstance(reply, Exception):
-                future.set_exception(reply)
-            else:
-                future.set_result(reply)
+            if self._waiting[0].add(reply):
+                self._waiting.popleft()
 
-    def send(self, *command: bytes | str | int) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    def ask(self, commands: Sequence[Command]) -> Asked:
+        """At least one command, on its way."""
+        asked = Asked(len(commands))
         if self._transport is None or self._transport.is_closing():
-            future.set_exception(TryAgain("the connection to Redis broke"))
-            future.exception()
-            return future
-        self._waiting.append((future, time.monotonic()))
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # its stub says list-like
-        return future
+            asked.give_up(TryAgain("the connection to Redis broke"))
+            return asked
+        self._waiting.append(asked)
+        packed = [hiredis.pack_command(c) for c in commands]  # type: ignore[arg-type]  # its stub says list-like
+        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        return asked
+
+    async def send(self, *command: bytes | str | int) -> Any:
+        """The command's reply. Raises TryAgain when the connection breaks, and what Redis refuses."""
+        asked = self.ask([command])
+        await asked.done
+        answer = asked.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def oldest_seconds(self) -> float:
-        return time.monotonic() - self._waiting[0][1] if self._waiting else 0.0
+        return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -138,6 +171,10 @@ class RedisStore:
     def connected(self) -> bool:
         return self._connected.is_set()
 
+    @property
+    def deadline_seconds(self) -> float:
+        return self._settings.metadata_deadline_seconds
+
     async def wait_connected(self) -> None:
         await self._connected.wait()
 
@@ -154,8 +191,7 @@ class RedisStore:
         The deadline is the naming server's, or what the caller gives if that is sooner."""
         if self._under_way >= CALLS_MAX:
             raise TryAgain("too many calls to Redis at once")
-        longest = self._settings.metadata_deadline_seconds
-        seconds = longest if seconds is None else min(seconds, longest)
+        seconds = self.deadline_seconds if seconds is None else min(seconds, self.deadline_seconds)
         self._under_way += 1
         self._calls += 1
         try:
@@ -176,16 +212,16 @@ class RedisStore:
         finally:
             self._under_way -= 1
 
-    def send(self, verb: str, session: int, n: int, arguments: bytes) -> asyncio.Future[bytes] | None:
-        """The call on its way to Redis, to be waited for with a deadline; None when it cannot be sent just now.
+    def ask_together(self, session: int, operations: Sequence[Operation]) -> Asked | None:
+        """Operations on their way to Redis, to be waited for with a deadline; None when they cannot be sent just now.
 
-        For one operation alone, the common case: no task, no timer. What `call` would retry, the future raises.
+        No task and no timer, for the common case. What `call` would send again is an exception among the answers.
         """
         connection = self._connection
         if connection is None or not self._connected.is_set() or self._under_way >= CALLS_MAX:
             return None
-        self._calls += 1
-        return connection.send(*self._command(verb, session, n, arguments))
+        self._calls += len(operations)
+        return connection.ask([self._command(o.verb, session, o.n, o.arguments) for o in operations])
 
     def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
@@ -268,13 +304,13 @@ class RedisStore:
     async def _watch(self, connection: _Connection) -> None:
         """Returns when the connection has ended or does not answer; looks at the volume meanwhile."""
         while not connection.closed.done():
-            probe = connection.send("HMGET", self._key + b":volume", "uuid", "seq", "safe")
+            probe = connection.ask([("HMGET", self._key + b":volume", "uuid", "seq", "safe")])
             await asyncio.wait([connection.closed], timeout=PROBE_SECONDS)
-            if connection.oldest_seconds() > self._settings.metadata_deadline_seconds + SILENCE_SECONDS:
+            if connection.oldest_seconds() > self.deadline_seconds + SILENCE_SECONDS:
                 return
-            if not probe.done() or probe.exception() is not None:
+            if not probe.answers or isinstance(probe.answers[0], Exception):
                 continue
-            uuid, seq, safe = probe.result()
+            uuid, seq, safe = probe.answers[0]
             if uuid == self._uuid and safe == self._safe and (safe or int(seq) >= self._seq):
                 self._seq = max(int(seq), self._seq)
                 continue

@@ -221,7 +221,7 @@ class _Checker:
                 self._expect(int(suffix.partition(":")[2]) in self.sessions, f"{suffix} of a session that is over")
         for suffix in self._all("op"):
             held = self.redis.hlen(f"{self.key}:{suffix}")
-            self._expect(held <= limits.OP_WINDOW + 1, f"{suffix} remembers {held} operations")
+            self._expect(held <= limits.OP_WINDOW, f"{suffix} remembers {held} operations")
         self._expect(all(s <= self._number("next_session") for s in self.sessions), f"sessions {self.sessions}")
 
     def _check_counters(self) -> None:

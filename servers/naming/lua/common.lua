@@ -101,12 +101,14 @@ Call.__index = Call
 
 local function new_call(keys, argv, wants)
   local time = call('TIME')
-  local volume = call('HMGET', keys[1] .. ':volume', 'uuid', 'safe')
+  local v = call('HMGET', keys[1] .. ':volume', 'uuid', 'safe', 'seq', 'next_ino', 'files', 'directories', 'extents',
+    'bytes')
   local _, a = pcall(unpack_value, argv[3])
   local self = setmetatable({
     K = keys[1], session = argv[1], n = tonumber(argv[2]), a = fits(a, wants) and a,
-    s = tonumber(time[1]), ns = tonumber(time[2]) * 1000, inodes = {}, changed = {},
-    lost = volume[1] ~= argv[4], safe = volume[2],
+    s = tonumber(time[1]), ns = tonumber(time[2]) * 1000, inodes = {}, changed = {}, packed = {},
+    counters = { seq = v[3], next_ino = v[4], files = v[5], directories = v[6], extents = v[7], bytes = v[8] },
+    lost = v[1] ~= argv[4], safe = v[2],
   }, Call)
   self.ms = self.s * 1000 + floor(self.ns / 1000000)
   return self
@@ -133,7 +135,13 @@ function Call:away_ms()
   return away > tonumber(v[2]) and away or 0, last
 end
 
-function Call:add(counter, change) call('HINCRBY', self.K .. ':volume', counter, text(change)) end
+-- Counts up or down one of the volume's numbers; written at the end, all at once.
+function Call:add(counter, change)
+  self.counted = self.counted or {}
+  self.counted[counter] = true
+  self.counters[counter] = self.counters[counter] + change
+  return self.counters[counter]
+end
 
 -- The inode's array, or nil. The same table every time, so that two roles of one inode agree.
 function Call:inode(ino)
@@ -208,7 +216,7 @@ end
 -- The next change number. Taken once per mutation; also the cookie of the entry that it makes,
 -- so cookies grow with time within every directory, and 1 and 2 stay free for . and ..
 function Call:next_seq()
-  if not self.seq then self.seq = call('HINCRBY', self.K .. ':volume', 'seq', 1) end
+  if not self.seq then self.seq = self:add('seq', 1) end
   return self.seq
 end
 function Call:cookie() return self:next_seq() + 2 end
@@ -232,31 +240,48 @@ function Call:unlinked(ino)
   end
 end
 
-function Call:save_inodes()
+-- Writes the inodes and the counters that were changed. The last that a call does to them.
+function Call:save()
+  local inodes, counters = {}, {}
   for ino in pairs(self.changed) do
-    call('SET', self:key('i', ino), pack(self.inodes[ino]))
+    inodes[#inodes + 1] = self:key('i', ino)
+    inodes[#inodes + 1] = self.packed[ino] or pack(self.inodes[ino])
   end
-  self.changed = {}
+  if #inodes > 0 then call('MSET', unpack(inodes)) end
+  for counter in pairs(self.counted or {}) do
+    counters[#counters + 1] = counter
+    counters[#counters + 1] = text(self.counters[counter])
+  end
+  if #counters > 0 then call('HSET', self.K .. ':volume', unpack(counters)) end
 end
 
+-- As they are at the end of the call: nothing is changed after it was asked.
 function Call:attributes(ino)
-  if self.inodes[ino] then return pack(self.inodes[ino]) end
-  return call('GET', self:key('i', ino))
+  local inode = self.inodes[ino]
+  if not inode then return call('GET', self:key('i', ino)) end
+  self.packed[ino] = self.packed[ino] or pack(inode)
+  return self.packed[ino]
 end
 
 -- The end of a mutation: the inodes, the log and the answer to give if it is sent again.
 function Call:done(verb, inodes, names, ...)
-  self:save_inodes()
-  call('XADD', self.K .. ':log', 'MAXLEN', '~', LOG_ENTRIES, text(self:next_seq()) .. '-0',
+  local seq = self:next_seq()
+  self:save()
+  call('XADD', self.K .. ':log', 'MAXLEN', '~', LOG_ENTRIES, text(seq) .. '-0',
     'e', pack({ tonumber(self.session), verb, inodes, names }))
   return self:remember(pack({ 0, ... }))
 end
 
+-- The results of a session's mutations: each has its slot, which it shares with those a window before and after.
 function Call:remember(reply)
-  local ops = self.K .. ':op:' .. self.session
-  call('HSET', ops, text(self.n), reply, 'top', text(max(self.n, self.top)))
-  call('HDEL', ops, text(self.n - LIMIT.window))
+  call('HSET', self.K .. ':op:' .. self.session, text(self.n % LIMIT.window), struct.pack('>I8', self.n) .. reply)
   return reply
+end
+
+-- The number of the mutation that used our slot last, and its reply; or nil.
+function Call:last_in_slot()
+  local blob = call('HGET', self.K .. ':op:' .. self.session, text(self.n % LIMIT.window))
+  if blob then return struct.unpack('>I8', blob), blob:sub(9) end
 end
 
 -- A read: sees one moment, writes nothing.
@@ -283,10 +308,9 @@ local function mutation(verb, options, wants, body)
     callback = function(keys, argv)
       local c = new_call(keys, argv, wants)
       if c.lost then return pack({ EROFS }) end
-      local known = call('HMGET', c.K .. ':op:' .. c.session, argv[2], 'top')
-      if known[1] then return known[1] ~= '' and known[1] or pack(options.again(c, c.a)) end
-      c.top = tonumber(known[2] or 0)
-      if c.n <= c.top - LIMIT.window then return pack({ TOO_OLD }) end
+      local last, reply = c:last_in_slot()
+      if last == c.n then return reply ~= '' and reply or pack(options.again(c, c.a)) end
+      if last and last > c.n then return pack({ TOO_OLD }) end
       if not c:is_alive(c.session) then return pack({ SESSION_LOST }) end
       if c.safe and not options.harmless then return pack({ EROFS }) end
       local answer = c.a and body(c, c.a) or EINVAL
@@ -307,7 +331,7 @@ local function internal(verb, options, wants, body)
       if c.lost and not options.first then return pack({ EIO }) end
       if not c.a then return pack({ EINVAL }) end
       local reply = body(c, c.a, argv)
-      c:save_inodes()
+      c:save()
       return pack(reply)
     end,
   }

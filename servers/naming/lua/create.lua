@@ -20,7 +20,7 @@ local function make(c, a, mode)
     gid = directory[GID]
     if is_directory then mode = bit.bor(mode, S_ISGID) end
   end
-  local ino = call('HINCRBY', c.K .. ':volume', 'next_ino', 1)
+  local ino = c:add('next_ino', 1)
   local inode = {
     mode, a.uid, gid, is_directory and 2 or 1, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
     a.rdev or 0, directory[CHUNK], 0, c:next_seq(), 0, 0, '', directory[REPLICAS], is_directory and a.parent or 0,

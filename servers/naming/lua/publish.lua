@@ -7,7 +7,7 @@ mutation('stub', {}, { mode = 'mode', uid = 'id', gid = 'id', chunk_size = 'coun
     local root = c:inode(1)
     local chunk = a.chunk_size or root[CHUNK]
     if chunk < LIMIT.chunk_low or chunk > LIMIT.chunk_high or bit.band(chunk, chunk - 1) ~= 0 then return EINVAL end
-    local ino = call('HINCRBY', c.K .. ':volume', 'next_ino', 1)
+    local ino = c:add('next_ino', 1)
     c:add_inode(ino, {
       S_IFREG + bit.band(a.mode, 0xFFF), a.uid, a.gid, 0, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
       0, chunk, 0, c:next_seq(), 0, 0, '', root[REPLICAS], 0,

@@ -6,20 +6,17 @@ read('readdir', { ino = 'ino', after = 'count', count = 'count' }, function(c, a
   if not inode then return { ESTALE } end
   if not is(inode[MODE], S_IFDIR) then return { ENOTDIR } end
   local count = max(1, min(a.count, LIMIT.names))
-  local rows = call('ZRANGEBYSCORE', c:key('n', a.ino), '(' .. text(a.after), '+inf',
-    'WITHSCORES', 'LIMIT', 0, count)
-  local reply = { 0, #rows < 2 * count and 1 or 0 }
-  if #rows == 0 then return reply end
-  local names = {}
-  for i = 1, #rows, 2 do names[#names + 1] = rows[i] end
-  local entries, keys, inos = call('HMGET', c:key('d', a.ino), unpack(names)), {}, {}
+  local names = call('ZRANGEBYSCORE', c:key('n', a.ino), '(' .. text(a.after), '+inf', 'LIMIT', 0, count)
+  local reply = { 0, #names < count and 1 or 0 }
+  if #names == 0 then return reply end
+  local entries, keys, at = call('HMGET', c:key('d', a.ino), unpack(names)), {}, 2
   for i = 1, #names do
-    inos[i] = unpack_value(entries[i])[1]
-    keys[i] = c:key('i', inos[i])
+    entries[i] = unpack_value(entries[i])
+    keys[i] = c:key('i', entries[i][1])
   end
-  local attributes, at = call('MGET', unpack(keys)), 2
+  local attributes = call('MGET', unpack(keys))
   for i = 1, #names do
-    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = names[i], tonumber(rows[2 * i]), inos[i], attributes[i]
+    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = names[i], entries[i][2], entries[i][1], attributes[i]
     at = at + 4
   end
   return reply

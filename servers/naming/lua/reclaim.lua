@@ -18,8 +18,8 @@ local function let_go(c, name)
   local rows = call('HRANDFIELD', key, LIMIT.chunks, 'WITHVALUES')
   for i = 1, #rows, 2 do
     local shown = ino and call('HGET', c.K .. ':m:' .. ino, rows[i])
-    extents = extents
-      + c:unreference_all(unpack_value(rows[i + 1]), tonumber(rows[i]), shown and extents_of(unpack_value(shown)) or nil)
+    local stays = shown and extents_of(unpack_value(shown)) or nil
+    extents = extents + c:unreference_all(unpack_value(rows[i + 1]), tonumber(rows[i]), stays)
     call('HDEL', key, rows[i])
     chunks = chunks + 1
     if extents >= LIMIT.extents then break end

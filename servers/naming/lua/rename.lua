@@ -78,6 +78,7 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   c:touch_directory(a.parent)
   c:touch_directory(a.new_parent)
   local replaced = a.flags ~= EXCHANGE and target or 0
-  return c:done('rename', { a.parent, a.new_parent, ino, target }, { a.name, a.new_name }, ino, c:attributes(ino), replaced,
-    c:attributes(a.parent), c:attributes(a.new_parent))
+  local inodes = { a.parent, a.new_parent, ino, target }
+  return c:done('rename', inodes, { a.name, a.new_name }, ino, c:attributes(ino), replaced, c:attributes(a.parent),
+    c:attributes(a.new_parent))
 end)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Coroutine
-from typing import Any
+from collections.abc import Awaitable
 
 import msgpack
 
-from servers.naming.redis_store import RedisStore
+from servers.naming.redis_store import Asked, RedisStore
 from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import BATCH_BYTES_MAX, OPERATIONS_PER_BATCH_MAX
@@ -29,16 +28,15 @@ def ops_lane(store: RedisStore) -> Lane:
     def handle(request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
         try:
             session, operations = unpack_batch(bytes(request.body))
-            seconds = int(request.headers.get(DEADLINE_HEADER, "30000")) / 1000
+            asked_seconds = int(request.headers.get(DEADLINE_HEADER, "30000")) / 1000
         except ValueError as error:
             return json_reply(400, {"detail": str(error)})
         if len(operations) > OPERATIONS_PER_BATCH_MAX:
             return json_reply(400, {"detail": f"a batch has at most {OPERATIONS_PER_BATCH_MAX} operations"})
-        if len(operations) == 1:
-            o = operations[0]
-            sent = store.send(o.verb, session, o.n, o.arguments)
-            if sent is not None:
-                return _Single(store, session, o, seconds, sent).answer
+        seconds = min(asked_seconds, store.deadline_seconds)
+        asked = store.ask_together(session, operations) if operations else None
+        if asked is not None:
+            return _Batch(store, session, operations, asked, seconds).answer
         return _answer(store, session, operations, seconds)
 
     return Lane("POST", OPS_PATH, handle, BATCH_BYTES_MAX)
@@ -52,48 +50,49 @@ async def _answer(store: RedisStore, session: SessionNumber, operations: list[Op
     return _reply(await asyncio.gather(*(_ask(store, session, o, seconds) for o in operations)))
 
 
-class _Single:
-    """One operation that is on its way to Redis, answered by callbacks: a task and its deadline would cost as
-    much again. What did not come, or came as an error, goes the long way, by its op id."""
+class _Batch:
+    """Operations that are on their way to Redis, answered by callbacks: tasks and their deadlines would cost
+    several times as much. What came as an error goes the long way, by its op id."""
 
     def __init__(
-        self, store: RedisStore, session: SessionNumber, o: Operation, seconds: float, sent: asyncio.Future[bytes]
+        self, store: RedisStore, session: SessionNumber, operations: list[Operation], asked: Asked, seconds: float
     ) -> None:
-        loop = asyncio.get_running_loop()
-        end_at = loop.time() + seconds
-        self.answer: asyncio.Future[LaneReply] = loop.create_future()
+        self._loop = asyncio.get_running_loop()
+        self._store, self._session, self._operations, self._asked = store, session, operations, asked
+        self.answer: asyncio.Future[LaneReply] = self._loop.create_future()
+        self._end_at = self._loop.time() + seconds
+        self._timer = self._loop.call_at(self._end_at, self._time_is_over)
+        asked.done.add_done_callback(self._came)
 
-        def ask_again() -> Coroutine[Any, Any, LaneReply]:
-            return _answer(store, session, [o], max(0.0, end_at - loop.time()))
-
-        self._ask_again = ask_again
-        self._timer = loop.call_at(end_at, self._time_is_over)
-        sent.add_done_callback(self._came)
-
-    def _came(self, sent: asyncio.Future[bytes]) -> None:
-        self._timer.cancel()
+    def _came(self, _: asyncio.Future[None]) -> None:
         if self.answer.done():
             return
-        if sent.exception() is None:
-            self.answer.set_result(_reply([sent.result()]))
+        replies = self._replies()
+        if None not in replies:
+            self._timer.cancel()
+            self.answer.set_result(_reply(replies))
             return
-        again = asyncio.ensure_future(self._ask_again())
+        again = self._loop.create_task(self._ask_again(replies))
         self.answer.add_done_callback(lambda _: again.cancel())
-        again.add_done_callback(self._came_again)
 
-    def _came_again(self, again: asyncio.Future[LaneReply]) -> None:
-        if self.answer.done():
-            return
-        if again.cancelled():
-            self.answer.cancel()
-        elif (error := again.exception()) is not None:
-            self.answer.set_exception(error)
-        else:
-            self.answer.set_result(again.result())
+    def _replies(self) -> list[bytes | None]:
+        """None for what has not come, and for what came as an error."""
+        answers = [a if isinstance(a, bytes) else None for a in self._asked.answers]
+        return answers + [None] * (len(self._operations) - len(answers))
+
+    async def _ask_again(self, replies: list[bytes | None]) -> None:
+        seconds = max(0.0, self._end_at - self._loop.time())
+        missing = [index for index, reply in enumerate(replies) if reply is None]
+        operations = [self._operations[index] for index in missing]
+        found = await asyncio.gather(*(_ask(self._store, self._session, o, seconds) for o in operations))
+        for index, reply in zip(missing, found, strict=True):
+            replies[index] = reply
+        if not self.answer.done():
+            self.answer.set_result(_reply(replies))
 
     def _time_is_over(self) -> None:
         if not self.answer.done():
-            self.answer.set_result(_reply([None]))
+            self.answer.set_result(_reply(self._replies()))
 
 
 async def _ask(store: RedisStore, session: SessionNumber, o: Operation, seconds: float) -> bytes | None:
