@@ -1,0 +1,216 @@
+"""The naming server and Redis die and hang under a mount in use: every operation takes effect once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount
+from tests.support.commands import opened
+from tests.support.proxy import Proxy
+
+
+@pytest.fixture(scope="module")
+def proxy(mounted: Cluster) -> Iterator[Proxy]:
+    with Proxy(mounted.address) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def proxied(mounted: Cluster, proxy: Proxy) -> Iterator[Mount]:
+    """A mount that reaches the naming server through the proxy."""
+    mount = mounted.mount("proxied", "--naming-url", f"http://{proxy.address}")
+    yield mount
+    mount.unmount()
+
+
+def write_file(place: Path) -> None:
+    (place / "written").write_bytes(b"content" * 1000)
+    assert (place / "written").read_bytes() == b"content" * 1000
+
+
+def append_line(place: Path) -> None:
+    with opened(place / "log", os.O_WRONLY | os.O_APPEND) as descriptor:
+        os.write(descriptor, b"new line\n")
+
+
+def create_exclusively(place: Path) -> None:
+    with opened(place / "exclusive", os.O_WRONLY | os.O_CREAT | os.O_EXCL):
+        pass
+
+
+STEPS: dict[str, tuple[bytes, Callable[[Path], object], Callable[[Path], bool]]] = {
+    "mkdir": (b"mkdir", lambda p: (p / "new").mkdir(), lambda p: (p / "new").is_dir()),
+    "rmdir": (b"rmdir", lambda p: (p / "empty").rmdir(), lambda p: not (p / "empty").exists()),
+    "create": (b"create", create_exclusively, lambda p: (p / "exclusive").stat().st_size == 0),
+    "unlink": (b"unlink", lambda p: (p / "log").unlink(), lambda p: not (p / "log").exists()),
+    "rename": (
+        b"rename",
+        lambda p: (p / "log").rename(p / "moved"),
+        lambda p: (p / "moved").read_bytes() == b"old line\n" and not (p / "log").exists(),
+    ),
+    "link": (b"link", lambda p: os.link(p / "log", p / "link"), lambda p: (p / "log").stat().st_nlink == 2),
+    "symlink": (b"symlink", lambda p: (p / "sym").symlink_to("log"), lambda p: (p / "sym").exists()),
+    "chmod": (b"setattr", lambda p: (p / "log").chmod(0o600), lambda p: (p / "log").stat().st_mode & 0o777 == 0o600),
+    "commit": (b"commit", write_file, lambda p: (p / "written").stat().st_size == 7000),
+    "append": (b"commit", append_line, lambda p: (p / "log").read_bytes() == b"old line\nnew line\n"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_retry_of_what_redis_did_before_the_naming_server_died_gets_its_result(
+    mounted: Cluster, proxied: Mount, proxy: Proxy, step: str
+) -> None:
+    """The answer was lost with the naming server; another one answers the retry: no spurious EEXIST or ENOENT."""
+    place = proxied.path / step
+    (place / "empty").mkdir(parents=True)
+    (place / "log").write_bytes(b"old line\n")
+    verb, act, is_done = STEPS[step]
+    errors: list[OSError] = []
+
+    def body() -> None:
+        try:
+            act(place)
+        except OSError as error:
+            errors.append(error)
+
+    proxy.lose_answer_to(verb, mounted.naming.kill)
+    thread = threading.Thread(target=body, daemon=True)
+    thread.start()
+    assert proxy.lost.wait(20), "the request never came"
+    mounted.naming.start()
+    thread.join(40)
+    assert not thread.is_alive()
+    assert errors == []
+    assert is_done(place)
+
+
+class Load:
+    """Threads that make, rename, rewrite and remove small files, and know what must be there."""
+
+    def __init__(self, directory: Path, threads: int = 3) -> None:
+        self.directory = directory
+        self.expected: dict[str, bytes] = {}
+        self.errors: list[str] = []
+        self.steps = 0
+        self.longest_seconds = 0.0
+        self._end = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(who,), daemon=True) for who in range(threads)]
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        for thread in self._threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+    def _run(self, who: int) -> None:
+        number = 0
+        while not self._end.is_set():
+            number += 1
+            began = time.monotonic()
+            try:
+                self._step(who, number)
+            except OSError as error:
+                self.errors.append(f"{who} {number}: {error}")
+            self.longest_seconds = max(self.longest_seconds, time.monotonic() - began)
+            self.steps += 1
+
+    def _step(self, who: int, number: int) -> None:
+        """Every change is noted when it has returned; names are each thread's own."""
+        name, data = f"{who}-{number}", f"{who} {number} ".encode() * (number % 300 + 1)
+        (self.directory / name).write_bytes(data)
+        self.expected[name] = data
+        if number % 3 == 0:
+            (self.directory / name).rename(self.directory / f"{name}-renamed")
+            self.expected[f"{name}-renamed"] = self.expected.pop(name)
+        if number % 4 == 0:
+            gone = f"{who}-{number - 2}"
+            if gone in self.expected:
+                (self.directory / gone).unlink()
+                del self.expected[gone]
+        if number % 5 == 0:
+            (self.directory / f"{name}-directory").mkdir()
+            (self.directory / f"{name}-directory").rmdir()
+
+    def check(self, directory: Path) -> None:
+        assert self.errors == []
+        found = {path.name: path.read_bytes() for path in directory.iterdir()}
+        assert found.keys() == self.expected.keys()
+        assert found == self.expected
+
+
+def wait_steps(load: Load, count: int) -> None:
+    """The load has gone on by so many steps."""
+    end, deadline = load.steps + count, time.monotonic() + 60
+    while load.steps < end:
+        assert time.monotonic() < deadline, f"the load does not go on: {load.errors[:3]}"
+        time.sleep(0.02)
+
+
+def test_redis_killed_and_restarted_under_load_loses_nothing_acknowledged(mounted: Cluster, mount: Mount) -> None:
+    """No error, and after it every file is there with its content, none else."""
+    load = Load(mount.path / "redis-killed")
+    with load:
+        for _ in range(3):
+            wait_steps(load, 100)
+            mounted.redis.kill()
+            time.sleep(1)
+            mounted.redis.start()
+        wait_steps(load, 100)
+    mount.remount()
+    load.check(mount.path / "redis-killed")
+    assert load.longest_seconds < 10
+
+
+def test_the_naming_server_killed_and_restarted_under_load_is_a_stall_and_no_error(
+    mounted: Cluster, mount: Mount
+) -> None:
+    load = Load(mount.path / "naming-killed")
+    with load:
+        for _ in range(3):
+            wait_steps(load, 100)
+            mounted.naming.kill()
+            mounted.naming.start()
+        wait_steps(load, 100)
+    mount.remount()
+    load.check(mount.path / "naming-killed")
+    assert load.longest_seconds < 10
+
+
+def test_redis_hanging_for_ten_seconds_is_a_stall_and_no_error(mounted: Cluster, mount: Mount) -> None:
+    """What was sent meanwhile takes effect once, also what Redis finds in its sockets as it goes on."""
+    load = Load(mount.path / "redis-frozen")
+    with load:
+        wait_steps(load, 50)
+        mounted.redis.pause()
+        time.sleep(10)
+        mounted.redis.resume()
+        wait_steps(load, 100)
+    mount.remount()
+    load.check(mount.path / "redis-frozen")
+    assert 8 < load.longest_seconds < 16
+
+
+def test_open_files_are_read_on_while_the_naming_server_is_away(mounted: Cluster, mount: Mount) -> None:
+    """What their chunk map says is known."""
+    content = os.urandom(300_000)
+    (mount.path / "open").write_bytes(content)
+    with opened(mount.path / "open", os.O_RDONLY) as descriptor:
+        assert os.pread(descriptor, 10, 0) == content[:10]
+        mounted.naming.kill()
+        began = time.monotonic()
+        assert os.pread(descriptor, 200_000, 1000) == content[1000:201_000]
+        assert time.monotonic() - began < 5
+    mounted.naming.start()
