@@ -28,6 +28,11 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _kill_all_mounts() -> None:
+    for cluster in list(LIVING):
+        cluster.kill_mounts()
+
+
 @pytest.fixture(autouse=True)
 def no_system_call_hangs_for_ever(request: pytest.FixtureRequest) -> Iterator[None]:
     """Kills the mounts shortly before the test's time is over.
@@ -36,7 +41,7 @@ def no_system_call_hangs_for_ever(request: pytest.FixtureRequest) -> Iterator[No
     """
     marker = request.node.get_closest_marker("timeout")
     seconds = marker.args[0] if marker and marker.args else float(request.config.getini("timeout"))
-    watchdog = threading.Timer(max(1.0, seconds - KILL_SECONDS_BEFORE), lambda: [c.kill_mounts() for c in list(LIVING)])
+    watchdog = threading.Timer(max(1.0, seconds - KILL_SECONDS_BEFORE), _kill_all_mounts)
     watchdog.daemon = True
     watchdog.start()
     yield

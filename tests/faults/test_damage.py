@@ -49,19 +49,22 @@ def content(mounted: Cluster, mount: Mount, request: pytest.FixtureRequest) -> I
     (mount.path / "victim").unlink()
 
 
-def damaged_count(cluster: Cluster) -> int:
-    return int(cluster.status()["damaged"])
+def damaged_nodes(cluster: Cluster, extent: str) -> set[int]:
+    """The nodes whose replica of the extent was reported; the status counts them too."""
+    reported = [row for row in cluster.rest("GET", "/v1/damage").json()["damaged"] if row["extent"] == extent]
+    assert cluster.status()["damaged"] >= len(reported)
+    return {row["node"] for row in reported}
 
 
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
 def test_a_damaged_replica_is_not_believed_and_counted(
     mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
 ) -> None:
-    before = damaged_count(mounted)
     # A new mount asks the first of the nodes first.
-    hurt(mounted, mounted.replicas_of("/victim")[0])
+    replica = mounted.replicas_of("/victim")[0]
+    hurt(mounted, replica)
     assert (mount.path / "victim").read_bytes() == content
-    wait_for(lambda: damaged_count(mounted) == before + 1, "the damage is counted")
+    wait_for(lambda: damaged_nodes(mounted, replica.extent) == {replica.node}, "the damage is counted")
 
 
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
@@ -78,8 +81,8 @@ def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
     mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
 ) -> None:
     """The blocks that are still whole somewhere may be read; those that are not give EIO."""
-    before = damaged_count(mounted)
-    for replica in mounted.replicas_of("/victim"):
+    replicas = mounted.replicas_of("/victim")
+    for replica in replicas:
         hurt(mounted, replica)
     with opened(mount.path / "victim", os.O_RDONLY) as descriptor:
         with refused(errno.EIO):
@@ -89,5 +92,6 @@ def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
                 at += len(piece)
         with refused(errno.EIO):
             os.pread(descriptor, 65536, SIZE // 2 if hurt is truncate else 65536)
-    wait_for(lambda: damaged_count(mounted) >= before + 3, "the damage is counted")
-    assert mounted.dcs("fsck", "--data", expect=1)
+    everywhere = {replica.node for replica in replicas}
+    wait_for(lambda: damaged_nodes(mounted, replicas[0].extent) == everywhere, "the damage is counted")
+    mounted.dcs("fsck", "--data", expect=1)

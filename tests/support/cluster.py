@@ -238,7 +238,7 @@ class Cluster:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "dcs-test", path], check=True, timeout=CALL_SECONDS
         )
-        self.cleanups.callback(subprocess.run, ["umount", "-l", path], check=True, timeout=CALL_SECONDS)
+        self.cleanups.callback(lambda: subprocess.run(["umount", "-l", path], check=True, timeout=CALL_SECONDS))
 
     def _new_node(self) -> Node:
         index, port = len(self.nodes) + 1, free_port()
