@@ -104,9 +104,10 @@ class StorageClient:
         if answer.status != 200:
             raise NodeFailed(f"{address}: barrier: {_detail(answer)}")
 
-    async def delete(self, address: str, extents: Sequence[ExtentId]) -> set[ExtentId]:
-        """Those of the extents that the node does not have any more."""
-        reply = await self._json(address, "POST", DELETE_PATH, {"extents": [extent_text(e) for e in extents]})
+    async def delete(self, address: str, extents: Sequence[ExtentId], *, node: str = "") -> set[ExtentId]:
+        """Those of the extents that the node does not have any more. `node`, a uuid: only if it is that one."""
+        order = {"extents": [extent_text(e) for e in extents], "node": node}
+        reply = await self._json(address, "POST", DELETE_PATH, order)
         return set(extents) - {parse_extent_text(text) for text in reply["failed"]}
 
     async def check(self, address: str, extents: Iterable[ExtentId]) -> dict[ExtentId, int | None]:

@@ -3,6 +3,7 @@
     DATA_DIR/
       lock                          held by the one process that may use the directory
       node.uuid                     who this node is, made at first start
+      volume                        whose extents these are, see known_volume.py
       tmp/<2 hex>/                  stores under way; emptied at start
       extents/<2 hex>/<id>          a replica, see extent_file.py; the 2 hex are the id's last byte
 

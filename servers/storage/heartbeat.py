@@ -13,6 +13,7 @@ import re
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from servers.client.http import Transport
 from servers.protocol.errors import AccessDenied, TryAgain
@@ -38,15 +39,32 @@ class Report:
     total_bytes: int
     space: str
     rack: str
+    volume: str = ""
+    """Whose extents it keeps; "" before the first answer."""
+    seq: int = 0
+    """The latest change of the volume that it was told of."""
+
+
+class NotOurVolume(TryAgain):
+    """The naming server works with another volume than the one whose extents are here."""
 
 
 class Heartbeat:
-    def __init__(self, transport: Transport, naming: Sequence[str], report: Callable[[], Report]) -> None:
-        """`naming` are host:port of naming servers; `report` may block for the disk."""
+    def __init__(
+        self,
+        transport: Transport,
+        naming: Sequence[str],
+        report: Callable[[], Report],
+        learn: Callable[[str, int], None] = lambda uuid, seq: None,
+    ) -> None:
+        """`naming` are host:port of naming servers; `report` and `learn`, which is told the volume and its latest
+        change, may block for the disk."""
         self._transport = transport
         self._naming = list(naming)
         self._report = report
-        self._heard = True
+        self._learn = learn
+        self._trouble: type[Exception] | None = None
+        """Whether nobody answers or we are refused; each is said once."""
         self.node_number: int | None = None
 
     async def run(self) -> None:
@@ -60,34 +78,40 @@ class Heartbeat:
         for address in self._naming:
             try:
                 body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
-                self._accepted(address, await self._tell(address, body))
+                answer = await self._tell(address, body)
+                await asyncio.to_thread(self._learn, str(answer["volume"]), int(answer.get("seq", 0)))
+                self._accepted(address, int(answer["node"]))
             except (TryAgain, AccessDenied, OSError, ValueError, KeyError, TypeError) as error:  # Or a strange answer.
                 trouble = error
             else:
                 self._naming.remove(address)  # Ask this one first next time.
                 self._naming.insert(0, address)
                 return
-        if self._heard:
+        kind = NotOurVolume if isinstance(trouble, NotOurVolume) else Exception
+        if self._trouble is not kind:
             logger.warning("no naming server takes this node's heartbeats: %s", trouble)
-        self._heard = False
+        self._trouble = kind
 
-    async def _tell(self, address: str, body: bytes) -> int:
+    async def _tell(self, address: str, body: bytes) -> dict[str, Any]:  # Any: values of JSON.
         headers = {"content-type": "application/json"}
         async with asyncio.timeout(2 * ANSWER_SECONDS):
             answer = await self._transport.request(
                 address, "POST", REGISTER_PATH, headers=headers, body=[body],
                 first_byte_seconds=ANSWER_SECONDS, deadline_seconds=ANSWER_SECONDS,
             )  # fmt: skip
+        if answer.status == 409:
+            raise NotOurVolume(f"{address}: {bytes(answer.body[:200]).decode('utf-8', 'replace')}")
         if answer.status != 200:
             raise TryAgain(f"{address}: {answer.status} {bytes(answer.body[:200]).decode('utf-8', 'replace')}")
-        return int(json.loads(bytes(answer.body))["node"])
+        reply: dict[str, Any] = json.loads(bytes(answer.body))
+        return reply
 
     def _accepted(self, address: str, number: int) -> None:
         if number != self.node_number:
             logger.info("this is node %d of the naming server at %s", number, address)
-        elif not self._heard:
+        elif self._trouble:
             logger.info("the naming server at %s takes heartbeats again", address)
-        self.node_number, self._heard = number, True
+        self.node_number, self._trouble = number, None
 
 
 def naming_addresses(urls: str) -> list[str]:

@@ -15,6 +15,7 @@ from servers.serving.memory import MemoryBudget
 from servers.storage.data_directory import DataDirectory
 from servers.storage.extent_store import ExtentStore
 from servers.storage.heartbeat import Heartbeat, Report, naming_addresses, reachable_address
+from servers.storage.known_volume import KnownVolume
 from servers.storage.settings import Settings
 from servers.storage.syncer import Syncer
 
@@ -37,7 +38,8 @@ class StorageNode:
         self.store = ExtentStore(self.directory)
         self.syncer = Syncer(self.store)
         self._transport = HttpxTransport(secret.text)
-        self.heartbeat = Heartbeat(self._transport, self._naming, self.report)
+        self._volume = KnownVolume(settings.data_dir)
+        self.heartbeat = Heartbeat(self._transport, self._naming, self.report, self._volume.learn)
         self.failed = False
         self.replies = MemoryBudget(REPLIES_BYTES_MAX)
         self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
@@ -80,4 +82,6 @@ class StorageNode:
             total_bytes=space.total_bytes,
             space=space.space,
             rack=self._settings.rack,
+            volume=self._volume.uuid,
+            seq=self._volume.seq,
         )

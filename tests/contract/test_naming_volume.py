@@ -116,6 +116,37 @@ def test_a_node_of_another_volume_is_refused(make_cluster: MakeCluster) -> None:
     assert "storage node knows of" in cluster.naming.log_tail()
 
 
+def test_nodes_tell_a_new_naming_server_what_its_redis_has_forgotten(make_cluster: MakeCluster) -> None:
+    """All of Redis and the naming server are begun anew: the nodes keep away, and keep what they have."""
+    cluster = make_cluster(3)
+    cluster.write("/a", b"precious")
+    wait_for(lambda: all((node.data_dir / "volume").exists() for node in cluster.nodes), "the nodes know their volume")
+    before = replicas(cluster)
+    cluster.naming.stop()
+    cluster.ask_redis("FLUSHALL")
+    cluster.naming.start()
+    wait_for(lambda: "is refused" in cluster.naming.log_tail(), "a node is refused")
+    expect_nothing_is_deleted(cluster, before)
+    assert cluster.status()["nodes"] == []
+    for node in cluster.nodes:
+        assert "whose extents the node keeps" in node.log_tail()
+
+
+def test_a_node_obeys_no_order_that_is_meant_for_another(make_cluster: MakeCluster) -> None:
+    """Addresses are used again, and ids of extents are alike in all volumes."""
+    cluster = make_cluster(3)
+    cluster.write("/a", b"precious")
+    before = replicas(cluster)
+    node = cluster.nodes[0]
+    order = {"extents": sorted(node.extents()), "node": "f" * 32}
+    answer = httpx.post(
+        f"http://{node.address}/v1/extents/delete", json=order, trust_env=False,
+        headers={"authorization": f"Bearer {cluster.secret}"},
+    )  # fmt: skip
+    assert answer.status_code == 409
+    assert replicas(cluster) == before
+
+
 @pytest.mark.parametrize(
     ("setting", "bad", "good"),
     [

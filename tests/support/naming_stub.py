@@ -6,6 +6,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
+VOLUME = b"0123456789abcdef" * 2
+
 
 class NamingStub:
     """Answers every registration with node 42 and keeps what was said."""
@@ -19,7 +21,7 @@ class NamingStub:
                 reports.append(self.rfile.read(int(self.headers["content-length"])))
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(b'{"node": 42, "volume": "v"}')
+                self.wfile.write(b'{"node": 42, "volume": "' + VOLUME + b'", "seq": 7}')
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # Its name in the base class.
                 """Says nothing."""

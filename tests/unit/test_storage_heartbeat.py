@@ -65,7 +65,7 @@ async def test_heartbeats_go_on_whatever_happens(
 ) -> None:
     """The one that answered is asked first; trouble is logged once, and its end once."""
     monkeypatch.setattr(subject, "HEARTBEAT_SECONDS", 0)
-    good = Answer(200, {}, b'{"node": 3, "volume": "v"}')
+    good = Answer(200, {}, b'{"node": 3, "volume": "v", "seq": 1}')
     servers = NamingServers(
         TryAgain("away"), good,  # The second takes over.
         good,

@@ -65,7 +65,7 @@ async def _delete_on(service: Service, node: NodeView | None, extents: list[Exte
     if node is None or node.state == "dead":
         return set()
     try:
-        return await service.storage.delete(node.address, extents)
+        return await service.storage.delete(node.address, extents, node=node.uuid)
     except (TryAgain, NodeFailed) as error:
         log.info("node %d does not delete now: %s", node.number, error)
         return set()
@@ -116,7 +116,9 @@ class GarbageCollector:
             return
         # In one step Redis looks again and sees to it that nobody commits them any more: only then they may go.
         doomed = [ExtentId(e) for e in await self._service.store.ask("collect", extents=due)]
-        for extent in await self._service.storage.delete(node.address, doomed) if doomed else ():
+        if not doomed:
+            return
+        for extent in await self._service.storage.delete(node.address, doomed, node=node.uuid):
             self.deleted += 1
             log.info("deleted garbage %s on node %d", extent_text(extent), node.number)
 

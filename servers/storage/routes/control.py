@@ -6,7 +6,7 @@ import asyncio
 import struct
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, HTTPException, Path, Query
 from pydantic import BaseModel, Field
 
 from servers.protocol.errors import ExtentDamaged
@@ -32,6 +32,10 @@ class Extents(BaseModel):
 
     def ids(self) -> list[ExtentId]:
         return [parse_extent_text(text) for text in self.extents]
+
+
+class DeleteOrder(Extents):
+    node: str = Field("", max_length=64, description="uuid of the node that is meant: another one does not obey")
 
 
 class Deleted(BaseModel):
@@ -107,8 +111,10 @@ def control_routes(node: StorageNode) -> APIRouter:
         return SpaceReply(node=node.heartbeat.node_number, statistics=store.statistics(), **vars(report))
 
     @routes.post(DELETE_PATH)
-    async def delete(order: Extents) -> Deleted:
-        """Deletes many. What is not there counts as deleted."""
+    async def delete(order: DeleteOrder) -> Deleted:
+        """Deletes many. What is not there counts as deleted. 409 where another node was meant."""
+        if order.node and order.node != node.directory.uuid:
+            raise HTTPException(409, f"this is not node {order.node}")
         return Deleted(failed=await asyncio.to_thread(_delete_all, node, order.ids()))
 
     @routes.post(CHECK_PATH)
