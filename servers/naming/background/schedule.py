@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Schedule:
         self._jobs = jobs
         self._me = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(8).hex()}"
         self._key = prefix(service.settings.volume) + ":leader"
+        self._leads_until = 0.0
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -56,12 +58,16 @@ class Schedule:
                 log.exception("%s failed", job.name)
 
     async def _lead(self) -> bool:
-        store, milliseconds = self._service.store, int(LEADER_SECONDS * 1000)
-        if await store.command("SET", self._key, self._me, "NX", "PX", milliseconds):
+        """Whether this server leads. Asks Redis only now and then: each renewal is a synced write, and two leaders
+        do no harm, because whatever the jobs do may be done twice."""
+        store, milliseconds, now = self._service.store, int(LEADER_SECONDS * 1000), time.monotonic()
+        if now < self._leads_until:
             return True
-        if await store.command("GET", self._key) != self._me.encode():
-            return False
-        await store.command("PEXPIRE", self._key, milliseconds)
+        if not await store.command("SET", self._key, self._me, "NX", "PX", milliseconds):
+            if await store.command("GET", self._key) != self._me.encode():
+                return False
+            await store.command("PEXPIRE", self._key, milliseconds)
+        self._leads_until = now + LEADER_SECONDS / 2
         return True
 
     async def resign(self) -> None:

@@ -1,0 +1,110 @@
+"""What the background jobs delete, and what they never do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_text
+from servers.protocol.naming_api import operation, pack_segments, unpack_attributes
+from tests.conftest import MakeCluster
+from tests.support.cluster import Cluster, Node
+from tests.support.ops import Ops
+from tests.support.processes import wait_for
+
+LONGER_THAN_ALL_GRACES = 6.0
+
+
+@pytest.fixture
+def ops(shared_cluster: Cluster) -> Iterator[Ops]:
+    with Ops(shared_cluster.naming_url, shared_cluster.secret) as made:
+        made.open_session()
+        yield made
+
+
+def put(cluster: Cluster, node: Node, extent: ExtentId, data: bytes) -> None:
+    answer = httpx.put(
+        f"http://{node.address}/v1/extents/{extent_text(extent)}", content=data, trust_env=False,
+        headers={"authorization": f"Bearer {cluster.secret}"},
+    )  # fmt: skip
+    assert answer.status_code == 201, answer.text
+
+
+def has(node: Node, extent: ExtentId) -> bool:
+    return extent_text(extent) in node.extents()
+
+
+def test_what_no_session_will_commit_is_deleted(shared_cluster: Cluster, ops: Ops) -> None:
+    """After its grace; what a living session uploaded stays, until that session is over."""
+    node = shared_cluster.nodes[0]
+    never, flying = extent_id(SessionNumber(999_999), 1), extent_id(ops.session, 1)
+    put(shared_cluster, node, never, b"nobody's")
+    put(shared_cluster, node, flying, b"ours, soon")
+    wait_for(lambda: not has(node, never), "garbage is deleted")
+    assert has(node, flying)
+    ops.ask("session_close")
+    wait_for(lambda: not has(node, flying), "what the session left is deleted")
+
+
+def test_what_is_committed_stays_whatever_became_of_the_session(shared_cluster: Cluster, ops: Ops) -> None:
+    """Also when it is committed by another session after the first was lost, and then never again once it is gone."""
+    node, lost = shared_cluster.nodes[0], ops.session
+    kept, left = extent_id(lost, 1), extent_id(lost, 2)
+    for extent in (kept, left):
+        put(shared_cluster, node, extent, b"0123456789")
+    ops.ask("session_close")
+    ops.open_session()
+    made = ops.make("create", parent=1, name=b"kept", mode=0o644, uid=0, gid=0, exclusive=True)
+    commits = [
+        pack_segments([Segment(0, extent, 0, 10, (node.number,))])  # type: ignore[arg-type]  # any number will do
+        for extent in (kept, left)
+    ]
+    (reply,) = ops.batch([made])
+    assert reply is not None
+    ino = unpack_attributes(reply[1], reply[2]).ino
+    chunk = {"ino": ino, "end": 10, "synced": True}
+    assert ops.batch([ops.make("commit", chunks=[0, commits[0]], **chunk)])[0][0] == 0  # type: ignore[index]
+    wait_for(lambda: not has(node, left), "what was left is deleted")
+    late = ops.batch([ops.make("commit", chunks=[0, commits[1]], **chunk)])[0]
+    assert late == [116], "what was deleted as garbage cannot be committed any more"
+    time.sleep(LONGER_THAN_ALL_GRACES)  # That something does not happen is no fact to wait for.
+    assert has(node, kept)
+    ops.batch([ops.make("unlink", parent=1, name=b"kept")])
+    wait_for(lambda: not has(node, kept), "it is deleted with the file")
+
+
+def test_deletions_wait_for_a_node_that_is_away(make_cluster: MakeCluster) -> None:
+    """The order is kept, and given again until the node says that the extent is gone."""
+    cluster = make_cluster(3)
+    cluster.write("/a", b"x" * 1000)
+    away = cluster.nodes[0]
+    away.kill()
+    cluster.dcs("delete", "/a")
+    wait_for(lambda: not any(n.extents() for n in cluster.nodes[1:]), "the others have deleted it")
+    assert away.extents()
+    assert cluster.status()["deletions_pending"] == 1
+    away.start()
+    wait_for(lambda: not away.extents(), "the last replica is deleted", 60)
+    wait_for(lambda: cluster.status()["deletions_pending"] == 0, "nothing is pending")
+
+
+def test_the_servers_own_session_is_replaced_when_it_is_lost(shared_cluster: Cluster) -> None:
+    """As after a long absence: the next change over REST opens another."""
+    cluster = shared_cluster
+    assert cluster.rest("POST", "/files/init", {"name": "one"}).status_code == 201
+    for session in cluster.ask_redis("ZRANGE", "dcs:{main}:sessions", "0", "-1").split():
+        cluster.ask_redis("ZADD", "dcs:{main}:sessions", "1", session)
+    wait_for(lambda: cluster.status()["sessions"] == 0, "all sessions are forgotten")
+    found = cluster.rest("POST", "/files/init", {"name": "two"})
+    assert found.status_code == 201
+    placed = cluster.rest("POST", f"/files/{found.json()['file_id']}/chunks", {"index": 0, "length": 5})
+    assert placed.status_code == 201
+
+
+def test_an_operation_that_reads_needs_no_session(shared_cluster: Cluster) -> None:
+    with Ops(shared_cluster.naming_url, shared_cluster.secret) as stranger:
+        assert stranger.batch([operation("getattr", 0, ino=1)])[0][0] == 0  # type: ignore[index]
