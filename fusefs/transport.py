@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 import trio
 from trio.lowlevel import wait_readable, wait_writable
 
+from servers.client.answer_head import body_length, parse_head
 from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import AccessDenied, TryAgain
@@ -259,8 +260,8 @@ class _Connection:
             data = data + more if data else more
             if len(data) > HEAD_BYTES_MAX and b"\r\n\r\n" not in data:
                 raise ConnectionError("the answer's head is too long")
-        status, headers, keep = _parse_head(data[:cut])
-        length = _body_length(method, status, headers)
+        status, headers, keep = parse_head(data[:cut])
+        length = body_length(method, status, headers, BODY_BYTES_MAX)
         body: Buffer = data[cut + 4 :]
         if len(body) < length:
             body = await self._rest(data, cut + 4, length, timer)
@@ -289,31 +290,6 @@ class _Connection:
                 raise ConnectionError(f"connection closed after {at} of {length} bytes")
             at += got
         return body
-
-
-def _parse_head(head: bytes) -> tuple[int, dict[str, str], bool]:
-    """Status, headers, and whether the server keeps the connection. Raises ConnectionError."""
-    first, *lines = head.decode("latin-1").split("\r\n")
-    version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
-        raise ConnectionError(f"not an HTTP answer: {first[:40]!r}")
-    headers: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        headers[name.lower()] = value.strip()
-    return int(rest[:3]), headers, version != "HTTP/1.0" and headers.get("connection", "").lower() != "close"
-
-
-def _body_length(method: str, status: int, headers: Mapping[str, str]) -> int:
-    """Raises ConnectionError for a body whose length is not told: no server of ours sends one."""
-    if method == "HEAD" or status in (204, 304):
-        return 0
-    text = headers.get("content-length", "")
-    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
-        raise ConnectionError(f"the answer ({status}) does not tell its length")
-    if int(text) > BODY_BYTES_MAX:
-        raise ConnectionError(f"the answer has {text} bytes; at most {BODY_BYTES_MAX} are taken")
-    return int(text)
 
 
 async def _connect(address: str) -> socket.socket:
