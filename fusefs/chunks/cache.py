@@ -105,6 +105,17 @@ class BlockCache:
             at = max(run.end, (at // BLOCK_BYTES + 1) * BLOCK_BYTES)
         return True
 
+    def put(self, extent: ExtentId, data: bytes) -> None:
+        """The whole of an extent that this mount has just stored: who reads it soon need not fetch it."""
+        blocks = -(-len(data) // BLOCK_BYTES)
+        if blocks == 0 or any((extent, block) in self._blocks for block in range(blocks)):
+            return
+        run = _Run(extent, 0, blocks * BLOCK_BYTES, len(data))
+        for block in range(blocks):
+            self._blocks[extent, block] = run
+        self._hold(run, memoryview(data))
+        run.ended.set()
+
     def statistics(self) -> dict[str, int]:
         return {
             "cached_bytes": self._cached_bytes,

@@ -18,7 +18,7 @@ from typing import Any
 import trio
 
 from fusefs.chunks.cache import BlockCache
-from fusefs.chunks.client import ExtentClient
+from fusefs.chunks.client import ExtentClient, StoredExtent
 from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
@@ -35,7 +35,7 @@ from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import InodeNumber, NodeNumber
-from servers.protocol.limits import NAME_BYTES_MAX
+from servers.protocol.limits import KIB, NAME_BYTES_MAX
 from servers.protocol.naming_api import Attributes, pack_time
 from servers.protocol.placement import Space, cluster_space
 
@@ -47,10 +47,12 @@ NODE_SYNC_SECONDS = 7.0
 REGISTER_SECONDS = 0.5
 REGISTER_MAX = 1024
 TRIM_SECONDS = 10.0
+REMEMBERED_BYTES_MAX = 64 * KIB
 RETRY_FAILED_SECONDS = 2.0
 KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
 VERSIONS_MAX = 100_000
+CAPABILITY = b"security.capability"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Filesystem:
         self.on_stale_attributes: Any = None
         """Called with an inode whose attributes in the kernel are not right any more; returns at once."""
         self._parts = WriterParts(
-            extents.store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
+            self._store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
             nursery, session.now_ns, settings.min_write_replicas,
         )  # fmt: skip
 
@@ -179,6 +181,14 @@ class Filesystem:
         found = self._cache.entry(parent, name, trio.current_time())
         if found is not None and found[0] in self._open and found[0] not in self._registered:
             await self._register()
+
+    async def _store(self, pieces: list[memoryview], **what: Any) -> StoredExtent:
+        """As `ExtentClient.store`. What is small is likely to be read again soon: the kernel drops a page's
+        neighbours with every change, and databases look at what they wrote."""
+        stored = await self._extents.store(pieces, **what)
+        if stored.length <= REMEMBERED_BYTES_MAX:
+            self._blocks.put(stored.extent, b"".join(pieces))
+        return stored
 
     async def reopen(self) -> None:
         """A new session: what is open is told to it."""
@@ -394,6 +404,9 @@ class Filesystem:
     # ── extended attributes
 
     async def getxattr(self, ino: InodeNumber, name: bytes) -> bytes:
+        inode = self._open.get(ino)
+        if name == CAPABILITY and inode is not None and inode.attributes.xattrs == 0:
+            raise Refused(ENODATA)  # The kernel asks before every write(2): what was known at the open will do.
         if (await self.getattr(ino)).attributes.xattrs == 0:
             raise Refused(ENODATA)
         value: bytes = (await self._ask("getxattr", ino=ino, name=name))[0]

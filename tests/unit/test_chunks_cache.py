@@ -284,3 +284,17 @@ def test_whatever_is_read_and_prefetched_the_bytes_are_right(cached_bytes_max: i
         assert set(cache._blocks.values()) == set(cache._held)
 
     trio.run(main)
+
+
+async def test_what_was_put_is_read_without_a_fetch() -> None:
+    """An extent of one and a half blocks, in the middle and up to its end."""
+
+    async def never(*_: object, **__: object) -> memoryview:
+        raise AssertionError("it is there already")
+
+    data = bytes(range(256)) * 384
+    cache = BlockCache(never)
+    cache.put(EXTENT, data)
+    cache.put(EXTENT, data)
+    assert b"".join(await cache.read(EXTENT, [], 70_000, len(data), BLOCK_BYTES)) == data[70_000:]
+    assert b"".join(await cache.read(EXTENT, [], 5, 70_000, BLOCK_BYTES)) == data[5:70_000]
