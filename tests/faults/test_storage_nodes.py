@@ -56,6 +56,12 @@ def victim(mounted: Cluster) -> Iterator[Node]:
     mounted.wait_alive(3)
 
 
+def trusted_by(mount: Mount, cluster: Cluster) -> None:
+    """All nodes are alive and a new mount thinks nothing bad of them: what is written now has three copies."""
+    cluster.wait_alive(3)
+    mount.remount()
+
+
 def write_watched(path: Path, size: int, act: Callable[[], object]) -> tuple[str, float]:
     """Writes and syncs so many bytes, `act` called after a third; their SHA-256 and the longest call in seconds."""
     digest, longest = hashlib.sha256(), 0.0
@@ -147,7 +153,8 @@ def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
     victim.wait_ready()
     leftovers = [path for path in victim.data_dir.rglob("*") if path.is_file() and "tmp" in str(path.parent.name)]
     assert leftovers == []
-    mounted.dcs("fsck", "--data")
+    # What was cut short may be there whole, and unwanted, until it is collected.
+    mounted.dcs("fsck", "--data", "--wait", "120", seconds=240)
     mount.remount()
     assert sha256_of(file) == digest.hexdigest()
     file.unlink()
@@ -158,6 +165,7 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
     mounted: Cluster, mount: Mount
 ) -> None:
     """EIO after at most 30 s; what could not be stored stays, and a later fsync that returns 0 is true."""
+    trusted_by(mount, mounted)
     (mount.path / "before").write_bytes(os.urandom(MIB))
     content = (mount.path / "before").read_bytes()
     mount.remount()
@@ -192,6 +200,7 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
 @pytest.mark.timeout(240)
 def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cluster, mount: Mount) -> None:
     """EIO after at most 15 s, names and sizes go on; all is well within 5 s of their return."""
+    trusted_by(mount, mounted)
     content = os.urandom(3 * MIB)
     (mount.path / "unreachable").write_bytes(content)
     mount.remount()
