@@ -72,8 +72,10 @@ class MetadataClient:
         if verb not in MUTATIONS:
             return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments))))
         while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
-            async with self._room:
-                await self._room.wait()
+            # Looked at again after a while in any case: a new session forgets what was outstanding, and wakes nobody.
+            with trio.move_on_after(RETRY_SECONDS_MAX):
+                async with self._room:
+                    await self._room.wait()
         self._n += 1
         n, session = self._n, self.session
         self._outstanding[n] = None
