@@ -1,11 +1,8 @@
-"""The naming server's way to Redis: one pipelined connection, and the functions on it.
+"""The naming server's way to Redis: its connection, and the functions on it.
 
 A call waits while Redis is away and is sent again when the connection broke before its
 answer came: mutations carry op ids, everything else is harmless twice. It ends with its
 deadline. Nothing here knows what the functions do.
-
-redis-py reads the URL; the connection is our own because each call is on the path of a
-system call: a redis-py command costs some 150 µs of CPU, this 20.
 """
 
 from __future__ import annotations
@@ -13,18 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
 
-import hiredis
 import msgpack
 from redis.connection import parse_url
 
 from servers.naming.keyspace import prefix
 from servers.naming.namespace import Library, library
+from servers.naming.redis_connection import Asked, Connection, RedisError, connect, connect_to_socket
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
 from servers.protocol.geometry import is_chunk_size
@@ -32,7 +27,6 @@ from servers.protocol.naming_api import Operation, pack_arguments
 
 log = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 1.0
 SETUP_SECONDS = 5.0
 RECONNECT_SECONDS = 0.2
 PROBE_SECONDS = 1.0
@@ -46,98 +40,12 @@ PASSING_ERRORS = (
 ENOENT, ENOSPC, ESTALE = 2, 28, 116
 
 
-Command = tuple[bytes | str | int, ...]
-
-
 class UnsafeRedis(DcsError):
     """Redis is not set up to keep what it acknowledges."""
 
 
 class VolumeLost(DcsError):
     """Redis answers, but the volume that was there is not."""
-
-
-class _RedisError(DcsError):
-    """An error reply."""
-
-
-class Asked:
-    """Commands sent together, and the answers that have come: in the same order, an exception where one was refused
-    or where the connection broke."""
-
-    __slots__ = ("answers", "count", "done", "since")
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.answers: list[Any] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Has a result once all answers are there."""
-        self.since = time.monotonic()
-
-    def add(self, answer: Any) -> bool:
-        """True when this was the last."""
-        self.answers.append(answer)
-        if len(self.answers) < self.count:
-            return False
-        if not self.done.done():
-            self.done.set_result(None)
-        return True
-
-    def give_up(self, error: Exception) -> None:
-        while not self.add(error):
-            pass
-
-
-class _Connection(asyncio.Protocol):
-    """Requests out, replies in, in order."""
-
-    def __init__(self) -> None:
-        self._reader = hiredis.Reader(replyError=_RedisError)
-        self._waiting: deque[Asked] = deque()
-        self._transport: asyncio.Transport | None = None
-        self.closed = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        while self._waiting:
-            self._waiting.popleft().give_up(TryAgain("the connection to Redis broke"))
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        while (reply := self._reader.gets()) is not False:
-            if self._waiting[0].add(reply):
-                self._waiting.popleft()
-
-    def ask(self, commands: Sequence[Command]) -> Asked:
-        """At least one command, on its way."""
-        asked = Asked(len(commands))
-        if self._transport is None or self._transport.is_closing():
-            asked.give_up(TryAgain("the connection to Redis broke"))
-            return asked
-        self._waiting.append(asked)
-        packed = [hiredis.pack_command(c) for c in commands]  # type: ignore[arg-type]  # its stub says list-like
-        self._transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
-        return asked
-
-    async def send(self, *command: bytes | str | int) -> Any:
-        """The command's reply. Raises TryAgain when the connection breaks, and what Redis refuses."""
-        asked = self.ask([command])
-        await asked.done
-        answer = asked.answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def oldest_seconds(self) -> float:
-        return time.monotonic() - self._waiting[0].since if self._waiting else 0.0
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
 
 
 class RedisStore:
@@ -156,7 +64,7 @@ class RedisStore:
         self._library: Library = library()
         self._key = prefix(settings.volume).encode()
         self._names: dict[str, bytes] = {}
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._connected = asyncio.Event()
         self._uuid = b""
         self._seq = 0
@@ -204,7 +112,7 @@ class RedisStore:
                     except TryAgain:
                         self._retries += 1
                         await asyncio.sleep(0)
-                    except _RedisError as error:
+                    except RedisError as error:
                         await self._after_error(error)
         except TimeoutError:
             why = f" ({self.fault})" if self.fault is not None else ""
@@ -227,7 +135,7 @@ class RedisStore:
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
         return (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments, self._uuid)
 
-    async def _after_error(self, error: _RedisError) -> None:
+    async def _after_error(self, error: RedisError) -> None:
         """Returns when the call should be sent again."""
         words = str(error)
         if words.startswith("OOM"):
@@ -254,7 +162,7 @@ class RedisStore:
                 return await connection.send(*command)
         except TimeoutError as error:
             raise TryAgain("Redis did not answer in time") from error
-        except _RedisError as error:
+        except RedisError as error:
             if str(error).startswith(PASSING_ERRORS):
                 raise TryAgain(str(error)) from error
             raise
@@ -267,7 +175,7 @@ class RedisStore:
             connection = await self._connect()
             await self._prepare(connection)
             connection.abort()
-        except (OSError, TimeoutError, TryAgain, _RedisError) as error:
+        except (OSError, TimeoutError, TryAgain, RedisError) as error:
             log.info("redis is away: %s", error)
 
     async def run(self) -> None:
@@ -276,7 +184,7 @@ class RedisStore:
             try:
                 connection = await self._connect()
                 await self._prepare(connection)
-            except (OSError, TimeoutError, TryAgain, _RedisError) as error:
+            except (OSError, TimeoutError, TryAgain, RedisError) as error:
                 self._note(TryAgain(f"Redis is away: {str(error) or type(error).__name__}"))
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
@@ -301,7 +209,7 @@ class RedisStore:
         elif type(fault) is not type(before):
             log.log(logging.WARNING if isinstance(fault, TryAgain) else logging.ERROR, "%s", fault)
 
-    async def _watch(self, connection: _Connection) -> None:
+    async def _watch(self, connection: Connection) -> None:
         """Returns when the connection has ended or does not answer; looks at the volume meanwhile."""
         while not connection.closed.done():
             probe = connection.ask([("HMGET", self._key + b":volume", "uuid", "seq", "safe")])
@@ -314,21 +222,16 @@ class RedisStore:
             if uuid == self._uuid and safe == self._safe and (safe or int(seq) >= self._seq):
                 self._seq = max(int(seq), self._seq)
                 continue
-            with contextlib.suppress(TryAgain, _RedisError):  # Then the next look tells more.
+            with contextlib.suppress(TryAgain, RedisError):  # Then the next look tells more.
                 await self._open_volume(connection)
 
-    async def _connect(self) -> _Connection:
-        loop, options = asyncio.get_running_loop(), self._options
-        async with asyncio.timeout(CONNECT_SECONDS):
-            if options.get("path"):
-                _, connection = await loop.create_unix_connection(_Connection, options["path"])
-            else:
-                _, connection = await loop.create_connection(
-                    _Connection, options.get("host", "localhost"), options.get("port", 6379)
-                )
-        return connection
+    async def _connect(self) -> Connection:
+        options = self._options
+        if options.get("path"):
+            return await connect_to_socket(options["path"])
+        return await connect(options.get("host", "localhost"), options.get("port", 6379))
 
-    async def _prepare(self, connection: _Connection) -> None:
+    async def _prepare(self, connection: Connection) -> None:
         options = self._options
         try:
             async with asyncio.timeout(SETUP_SECONDS):
@@ -344,7 +247,7 @@ class RedisStore:
             connection.abort()
             raise
 
-    async def _check_durability(self, connection: _Connection) -> None:
+    async def _check_durability(self, connection: Connection) -> None:
         wanted = {"appendonly": b"yes", "appendfsync": b"always", "maxmemory-policy": b"noeviction"}
         flat = await connection.send("CONFIG", "GET", *wanted)
         found = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
@@ -355,20 +258,20 @@ class RedisStore:
                 "or start the naming server with --i-accept-data-loss"
             )
 
-    async def _load(self, connection: _Connection) -> None:
+    async def _load(self, connection: Connection) -> None:
         found = await connection.send("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)
         if found:
             return
         try:
             await connection.send("FUNCTION", "LOAD", "REPLACE", self._library.text)
-        except _RedisError as error:
+        except RedisError as error:
             if str(error).startswith("ERR"):
                 raise UnsafeRedis(
                     f"Redis 7.0 or newer is wanted; it does not take the function library: {error}"
                 ) from error
             raise
 
-    async def _open_volume(self, connection: _Connection) -> None:
+    async def _open_volume(self, connection: Connection) -> None:
         """Learns the volume, or makes it where there is none and this process never saw one.
 
         Notes a fault where another volume is than before, or none, or an older state of it: then the

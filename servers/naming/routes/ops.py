@@ -12,7 +12,8 @@ from collections.abc import Awaitable
 
 import msgpack
 
-from servers.naming.redis_store import Asked, RedisStore
+from servers.naming.redis_connection import Asked
+from servers.naming.redis_store import RedisStore
 from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import BATCH_BYTES_MAX, OPERATIONS_PER_BATCH_MAX
