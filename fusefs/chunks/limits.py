@@ -21,6 +21,8 @@ class Limits:
     """After this the next replica is asked as well."""
     straggler_seconds: float = 2.0
     """A node that needs so much longer than the first one hangs, as far as a store is concerned."""
+    trial_seconds: float = 0.5
+    """What a node gets that failed this mount lately, before a store does without its copy."""
     silence_seconds: float = 10.0
     """A node that is sent bytes takes some, or answers, within this. Longer than a straggler
     gets: where all are slow, a busy disk is likelier than that all of them hang."""

@@ -8,11 +8,13 @@ values and the time it is given; asks nobody and never waits.
        ▲                       │                                │
        └─answered, new address─┴────────────────────────────────┘
 
-A node that is not trusted is the last resort, never nothing: the mount may be wrong.
+A node that is not trusted is the last resort, never nothing: the mount may be wrong. One that only this
+mount does not trust is tried now and then where a copy would be left out without it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,8 @@ from servers.protocol.placement import NodeView
 EJECTED_SECONDS = 10.0
 EJECTED_AGAIN_SECONDS = 60.0
 FULL_SECONDS = 10.0
+TRIAL_SECONDS = 2.0
+"""Between two trials of an ejected node: should it still hang, a writer waits a trial's time this often at most."""
 LATENCY_WEIGHT = 0.2
 """Of a new measurement in the moving average."""
 LATENCY_HALF_LIFE_SECONDS = 10.0
@@ -33,6 +37,7 @@ class _Experience:
     failures: int = 0
     ejected_until: float = 0.0
     full_until: float = 0.0
+    tried_at: float = -math.inf
     latency_seconds: float = 0.0
     measured_at: float = 0.0
 
@@ -109,6 +114,13 @@ class Replicas:
         """The nodes that should be able to take so many bytes; what `choose_nodes` chooses from."""
         return [node for node in self._nodes.values() if self._should_take(node, length, now)]
 
+    def take_trials(self, length: int, now: float) -> list[NodeView]:
+        """The nodes that are well but for what this mount met with them, and whose turn for a trial it is: now taken."""
+        trials = [node for node in self._nodes.values() if self._may_try(node, length, now)]
+        for node in trials:
+            self._of(node.number).tried_at = now
+        return trials
+
     def last_resorts_for_writing(self, length: int, now: float) -> list[NodeView]:
         """All other nodes, best first: to be asked when those that should be able are too few."""
         others = [node for node in self._nodes.values() if not self._should_take(node, length, now)]
@@ -126,8 +138,15 @@ class Replicas:
         return self._experience.setdefault(number, _Experience())
 
     def _should_take(self, node: NodeView, length: int, now: float) -> bool:
-        has_room = node.free_bytes > length and now >= self._of(node.number).full_until
-        return has_room and self.is_trusted(node.number, now)
+        return self._has_room(node, length, now) and self.is_trusted(node.number, now)
+
+    def _may_try(self, node: NodeView, length: int, now: float) -> bool:
+        own = self._of(node.number)
+        is_only_ejected = node.state == "alive" and now < own.ejected_until and self._has_room(node, length, now)
+        return is_only_ejected and now >= own.tried_at + TRIAL_SECONDS
+
+    def _has_room(self, node: NodeView, length: int, now: float) -> bool:
+        return node.free_bytes > length and now >= self._of(node.number).full_until
 
     def _reading_rank(self, node: NodeView, now: float) -> tuple[bool, bool, bool, float]:
         own = self._of(node.number)

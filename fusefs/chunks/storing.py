@@ -7,6 +7,7 @@ in `_wanted` and `_is_over` from what has happened; `_round` only acts.
       │ ├───▶ failed ──▶ another node is asked
       │ └───▶ straggling: the first one is long done ──▶ another node is asked, this one may still make it
       ▼
+    nobody left who should be able: those that failed this mount lately get a trial
     nobody left to ask: done if they are enough, else the next round, until the deadline
 
 One task runs a `Storing`, its children the requests; the pieces must not change meanwhile.
@@ -51,6 +52,8 @@ class Storing:
     """Those under way."""
     _tried: set[NodeNumber] = field(default_factory=set)
     """In this round."""
+    _trials: set[NodeNumber] = field(default_factory=set)
+    """Those under way that failed this mount lately: they straggle soon."""
     _errors: dict[NodeNumber, DcsError] = field(default_factory=dict)
     """In this round."""
     _news: trio.Event = field(default_factory=trio.Event)
@@ -94,9 +97,10 @@ class Storing:
             nursery.cancel_scope.cancel()
         now = trio.current_time()
         for number, asked_at in self._asked_at.items():
-            if self._straggles(asked_at, now):
+            if self._straggles(number, asked_at, now):
                 self.replicas.failed(number, now)
         self._asked_at.clear()
+        self._trials.clear()
 
     async def _put(self, node: NodeView) -> None:
         try:
@@ -120,36 +124,42 @@ class Storing:
 
     def _wanted(self, now: float) -> list[NodeView]:
         """The nodes to ask now: for as many copies as nobody is working on."""
-        working = sum(not self._straggles(asked_at, now) for asked_at in self._asked_at.values())
+        working = sum(not self._straggles(number, asked_at, now) for number, asked_at in self._asked_at.items())
         lacking = self.copies - len(self.stored) - working
         if lacking <= 0:
             return []
         able = [n for n in self.replicas.candidates_for_writing(self.length, now) if n.number not in self._tried]
         chosen = choose_nodes(able, min(lacking, len(able)), self.length, self.chance, local=self.replicas.local)
+        if len(chosen) < lacking:
+            trials = [n for n in self.replicas.take_trials(self.length, now) if n.number not in self._tried]
+            self._trials.update(n.number for n in trials)
+            chosen += trials
         needed = self.enough - len(self.stored) - working - len(chosen)
         if needed > 0:
             others = self.replicas.last_resorts_for_writing(self.length, now)
-            chosen += [n for n in others if n.number not in self._tried][:needed]
+            chosen += [n for n in others if n.number not in self._tried and n not in chosen][:needed]
         return chosen
 
     def _is_over(self, now: float) -> bool:
         """Nothing is left that is worth waiting for in this round."""
         if len(self.stored) >= self.copies or not self._asked_at:
             return True
-        all_straggle = all(self._straggles(asked_at, now) for asked_at in self._asked_at.values())
+        all_straggle = all(self._straggles(number, asked_at, now) for number, asked_at in self._asked_at.items())
         return all_straggle and len(self.stored) >= self.enough
 
-    def _straggles(self, asked_at: float, now: float) -> bool:
-        return now >= self._straggles_at(asked_at)
+    def _straggles(self, number: NodeNumber, asked_at: float, now: float) -> bool:
+        return now >= self._straggles_at(number, asked_at)
 
-    def _straggles_at(self, asked_at: float) -> float:
+    def _straggles_at(self, number: NodeNumber, asked_at: float) -> float:
         """Nobody straggles before the first one is done: then all are slow, and that may be our own network."""
         if math.isinf(self._first_stored_at):
             return math.inf
-        return max(asked_at, self._first_stored_at) + self.limits.straggler_seconds
+        patience = self.limits.trial_seconds if number in self._trials else self.limits.straggler_seconds
+        return max(asked_at, self._first_stored_at) + patience
 
     def _next_straggler_at(self, now: float) -> float:
-        return min((at for t in self._asked_at.values() if (at := self._straggles_at(t)) > now), default=math.inf)
+        ends = (self._straggles_at(number, asked_at) for number, asked_at in self._asked_at.items())
+        return min((at for at in ends if at > now), default=math.inf)
 
     def _lacks_space(self) -> bool:
         full = sum(isinstance(error, NodeFull) for error in self._errors.values())

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from fusefs.chunks.limits import Limits
+from fusefs.chunks.replicas import TRIAL_SECONDS
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import ExtentDamaged, NodeFull, Unavailable
 from servers.protocol.ids import InodeNumber, NodeNumber, extent_text
@@ -114,6 +115,30 @@ async def test_a_hung_node_costs_one_stall_and_then_nothing() -> None:
         assert sorted((await cluster.store()).nodes) == [1, 2]
         assert trio.current_time() - began < 1.5
         assert cluster.client.statistics()["stored_with_fewer_replicas"] == 2
+
+
+async def test_a_node_that_is_well_again_gets_its_copy_soon_when_nobody_else_can() -> None:
+    """A blip leaves copies out for two seconds, not for as long as the node is not trusted."""
+    async with cluster_of(3) as cluster:
+        cluster.set("resets", 3)
+        assert sorted((await cluster.store()).nodes) == [1, 2]
+        cluster.set("up", 3)
+        await trio.sleep(TRIAL_SECONDS)
+        assert not cluster.replicas.is_trusted(NodeNumber(3), trio.current_time())
+        assert sorted((await cluster.store()).nodes) == [1, 2, 3]
+        assert cluster.replicas.is_trusted(NodeNumber(3), trio.current_time())
+
+
+async def test_a_trial_of_a_node_that_still_hangs_is_short_and_rare() -> None:
+    async with cluster_of(3, straggler_seconds=0.3, trial_seconds=0.2) as cluster:
+        cluster.set("hangs", 3)
+        await cluster.store()
+        await trio.sleep(TRIAL_SECONDS)
+        began = trio.current_time()
+        for _ in range(5):
+            assert sorted((await cluster.store()).nodes) == [1, 2]
+        assert len(cluster.nodes[2].requests) <= 3
+        assert trio.current_time() - began < 1.5
 
 
 async def test_a_hung_node_is_replaced_when_there_is_another() -> None:

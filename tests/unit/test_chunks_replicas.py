@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fusefs.chunks.replicas import EJECTED_AGAIN_SECONDS, EJECTED_SECONDS, FULL_SECONDS, Replicas
+from fusefs.chunks.replicas import EJECTED_AGAIN_SECONDS, EJECTED_SECONDS, FULL_SECONDS, TRIAL_SECONDS, Replicas
 from servers.protocol.ids import NodeNumber
 from servers.protocol.placement import NodeView
 
@@ -67,6 +67,19 @@ def test_a_node_that_failed_is_the_last_resort_for_ten_seconds_then_for_sixty(re
     replicas.failed(ONE, after)
     assert able(replicas, after + EJECTED_AGAIN_SECONDS - 0.1) == [2, 3]
     assert able(replicas, after + EJECTED_AGAIN_SECONDS + 0.1) == [1, 2, 3]
+
+
+def test_an_ejected_node_has_its_turn_for_a_trial_now_and_then(replicas: Replicas) -> None:
+    """Not one that the naming server does not call alive, nor one that is full."""
+    replicas.update([node(1), node(2, state="suspect"), node(3)])
+    for number in (ONE, TWO, THREE):
+        replicas.failed(number, now=100)
+    replicas.full(THREE, now=100)
+    assert [view.number for view in replicas.take_trials(1, 101)] == [1]
+    assert replicas.take_trials(1, 101 + TRIAL_SECONDS - 0.1) == []
+    assert [view.number for view in replicas.take_trials(1, 101 + TRIAL_SECONDS)] == [1]
+    replicas.answered(ONE)
+    assert replicas.take_trials(1, 110) == []
 
 
 def test_requests_that_fail_together_are_one_failure(replicas: Replicas) -> None:
