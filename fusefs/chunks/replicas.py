@@ -115,7 +115,7 @@ class Replicas:
         return [node for node in self._nodes.values() if self._should_take(node, length, now)]
 
     def take_trials(self, length: int, now: float) -> list[NodeView]:
-        """The nodes that are well but for what this mount met with them, and whose turn for a trial it is: now taken."""
+        """Those that only this mount does not trust and whose turn for a trial it is; it is taken now."""
         trials = [node for node in self._nodes.values() if self._may_try(node, length, now)]
         for node in trials:
             self._of(node.number).tried_at = now
@@ -124,7 +124,7 @@ class Replicas:
     def last_resorts_for_writing(self, length: int, now: float) -> list[NodeView]:
         """All other nodes, best first: to be asked when those that should be able are too few."""
         others = [node for node in self._nodes.values() if not self._should_take(node, length, now)]
-        others.sort(key=lambda node: (node.state == "dead", self._of(node.number).ejected_until))
+        others.sort(key=lambda node: (node.state == "dead", node.draining, self._of(node.number).ejected_until))
         return others
 
     def statistics(self, now: float) -> dict[str, int]:
@@ -138,11 +138,11 @@ class Replicas:
         return self._experience.setdefault(number, _Experience())
 
     def _should_take(self, node: NodeView, length: int, now: float) -> bool:
-        return self._has_room(node, length, now) and self.is_trusted(node.number, now)
+        return node.takes_copies and self._has_room(node, length, now) and self.is_trusted(node.number, now)
 
     def _may_try(self, node: NodeView, length: int, now: float) -> bool:
         own = self._of(node.number)
-        is_only_ejected = node.state == "alive" and now < own.ejected_until and self._has_room(node, length, now)
+        is_only_ejected = node.takes_copies and now < own.ejected_until and self._has_room(node, length, now)
         return is_only_ejected and now >= own.tried_at + TRIAL_SECONDS
 
     def _has_room(self, node: NodeView, length: int, now: float) -> bool:

@@ -67,9 +67,11 @@ class FileReader:
             try:
                 return await self._read(offset, end, unit)
             except (ExtentDamaged, NodeFailed, Unavailable):
-                # The extents may be gone because others wrote meanwhile: then the map has moved on.
-                asked, _ = await self._refreshed(offset, end)
-                if asked == version:
+                # The extents may be gone because others wrote meanwhile: then the map has moved on. Or they
+                # lie on other nodes by now.
+                known = await self._map.segments(offset // self._chunk_size, (end - 1) // self._chunk_size)
+                found = await self._refreshed(offset, end)
+                if found[0] == version and found == known:
                     raise
 
     async def _refreshed(self, offset: int, end: int) -> tuple[int, object]:

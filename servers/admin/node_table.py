@@ -38,7 +38,7 @@ class NodeTable:
 
     def alive(self) -> list[NodeView]:
         """The nodes that live, without those that failed just now."""
-        return [node for node in self._nodes.values() if node.state == "alive" and not self._fails(node.number)]
+        return [node for node in self._nodes.values() if node.takes_copies and not self._fails(node.number)]
 
     def by_promise(self, numbers: tuple[NodeNumber, ...], turn: int) -> list[NodeView]:
         """The nodes with these numbers, the likeliest to answer first; `turn` spreads the load among equals."""

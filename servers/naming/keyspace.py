@@ -36,6 +36,7 @@ library (`lua/`) writes them, but for `leader`.
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again
     :node_numbers           hash    node uuid -> number
+    :draining               hash    node number -> since when, ms           in :nodes; it takes no new copies
     :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order
     :leader                 string  who runs the background jobs            expires by itself
 """

@@ -17,7 +17,7 @@ from typing import Any
 from servers.client.http import HttpxTransport
 from servers.client.naming import SESSION_LOST
 from servers.client.storage import StorageClient
-from servers.naming.membership import read_nodes
+from servers.naming.membership import Member, Patience, read_members
 from servers.naming.redis_store import RedisStore
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain
@@ -39,6 +39,9 @@ class Service:
         self.transport = HttpxTransport(secret)
         self.storage = StorageClient(self.transport)
         self.chance = random.Random()
+        self.patience = Patience(
+            settings.suspect_after_seconds, settings.dead_after_seconds, settings.returns_tolerated
+        )
         self._session = SessionNumber(0)
         self._n = 0
         self._extents = 0
@@ -46,7 +49,10 @@ class Service:
         self._changes = asyncio.Semaphore(CHANGES_AT_ONCE_MAX)
 
     async def nodes(self) -> list[NodeView]:
-        return read_nodes(await self.store.ask("nodes"))
+        return [member.view for member in await self.members()]
+
+    async def members(self) -> list[Member]:
+        return read_members(await self.store.ask("nodes"), self.patience)
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
         """A mutation in the server's own session. Raises Refused."""

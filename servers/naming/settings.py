@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from servers.naming.membership import DEAD_AFTER_SECONDS, RETURNS_TOLERATED, SUSPECT_AFTER_SECONDS
 from servers.protocol.limits import CHUNK_BYTES_DEFAULT
 
 
@@ -20,6 +21,11 @@ class NamingSettings(BaseSettings):
     root_uid: int = 0
     root_gid: int = 0
     """Who owns the root directory of a new volume."""
+    suspect_after_seconds: float = Field(SUSPECT_AFTER_SECONDS, gt=0)
+    """A node that was not heard for so long is asked after all others."""
+    dead_after_seconds: float = Field(DEAD_AFTER_SECONDS, gt=0)
+    returns_tolerated: int = Field(RETURNS_TOLERATED, ge=0)
+    """A node that came back more often of late is not trusted at once."""
     session_lease_seconds: float = Field(60, gt=0)
     orphan_grace_seconds: float = Field(30, ge=0)
     """An unlinked file that nobody is known to have open lives this long: longer than the metadata

@@ -28,6 +28,12 @@ class NodeView:
     space: str
     """The file system below its data directory: nodes that share one share its free bytes."""
     rack: str = ""
+    draining: bool = False
+    """Being emptied: it is read from, and takes nothing new."""
+
+    @property
+    def takes_copies(self) -> bool:
+        return self.state == "alive" and not self.draining
 
 
 def choose_nodes(
@@ -44,7 +50,7 @@ def choose_nodes(
     Chosen with a probability that grows with free space, on distinct racks while racks last;
     a live node on the client's own machine comes first. Raises TooFewNodes.
     """
-    free = {n.number: n for n in nodes if n.state == "alive" and n.free_bytes > length and n.number not in avoid}
+    free = {n.number: n for n in nodes if n.takes_copies and n.free_bytes > length and n.number not in avoid}
     if len(free) < count:
         raise TooFewNodes(f"Fewer than {count} storage servers available")
     chosen: list[NodeView] = []
@@ -75,7 +81,7 @@ def cluster_space(nodes: Iterable[NodeView]) -> Space:
         if node.state == "dead":
             continue
         used += node.used_bytes
-        if node.space not in seen:
+        if node.space not in seen and not node.draining:
             seen.add(node.space)
             free += node.free_bytes
     total = used + free

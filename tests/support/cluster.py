@@ -40,8 +40,10 @@ SHORT = {
     "GARBAGE_GRACE_SECONDS": "3",
     "GARBAGE_INTERVAL_SECONDS": "1",
     "BACKGROUND_INTERVAL_SECONDS": "0.2",
+    "RETURNS_TOLERATED": "1000",
 }
-"""Settings of the naming server that make the background jobs quick enough to wait for."""
+"""Settings of the naming server that make the background jobs quick enough to wait for, and nodes that are killed
+again and again trusted as at first."""
 COMMAND_SECONDS = 120.0
 CALL_SECONDS = 30.0
 DRAIN_SECONDS = 120.0

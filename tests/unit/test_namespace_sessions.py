@@ -19,6 +19,10 @@ from tests.support.volume import NODES, Session, Volume
 OPEN = {"chunk_size": 1024, "replicas": 3, "uid": 0, "gid": 0, "lease_ms": 60_000, "orphan_grace_ms": 0,
         "condemned_grace_ms": 0, "outage_ms": 3_600_000, "uuid": "f" * 32}  # fmt: skip
 
+HEARTBEAT = {
+    "rack": "", "space": "s", "used": 0, "free": 1, "total": 1, "silence_ms": 6000, "calm_ms": 600_000,
+}  # fmt: skip
+
 
 def is_there(volume: Volume, ino: int) -> bool:
     return volume.errno("getattr", ino=ino) == 0
@@ -337,7 +341,7 @@ def test_a_lost_volume_says_neither_yes_nor_no(volume: Volume, session: Session,
     for verb in sorted(MUTATIONS):
         assert session.reply(verb) == [errno.EROFS], verb
     for verb in ("session_open", "session_renew", "session_close", "expire_sessions", "reap", "condemned", "deleted",
-                 "known", "collect", "heartbeat", "nodes", "status", "damage"):  # fmt: skip
+                 "known", "collect", "heartbeat", "nodes", "drain", "status", "damage"):  # fmt: skip
         assert volume.errno(verb) == errno.EIO, verb
     assert volume.errno("volume_open", **{**volume.settings, "make": False}) == errno.ESTALE
     assert {key: volume.client.dump(key) for key in volume.client.keys(f"{volume.key}:*")} == now
@@ -363,7 +367,7 @@ def test_metadata_that_went_back_is_noticed(volume: Volume, session: Session) ->
     assert b"was seen" in found
     assert session.errno("mkdir", parent=1, name=b"d", mode=0, uid=0, gid=0) == errno.EROFS
     volume.client.hdel(f"{volume.key}:volume", "safe")
-    node = {"uuid": "n", "address": "a:1", "rack": "", "space": "s", "used": 0, "free": 1, "total": 1}
+    node = {"uuid": "n", "address": "a:1", **HEARTBEAT}
     number, uuid, told, safe = volume.call("heartbeat", **node, volume="", seq=0)
     assert (number, uuid, told, safe) == (1, volume.uuid.encode(), seq, b"")
     assert volume.errno("heartbeat", **node, volume="other", seq=0) == errno.EXDEV
@@ -373,14 +377,42 @@ def test_metadata_that_went_back_is_noticed(volume: Volume, session: Session) ->
 
 def test_nodes_keep_their_numbers(volume: Volume) -> None:
     def beat(uuid: str, address: str) -> int:
-        node = {"rack": "", "space": "s", "used": 0, "free": 1, "total": 1, "volume": "", "seq": 0}
-        return int(volume.call("heartbeat", uuid=uuid, address=address, **node)[0])
+        return int(volume.call("heartbeat", uuid=uuid, address=address, volume="", seq=0, **HEARTBEAT)[0])
 
     assert [beat("a", "x:1"), beat("b", "x:2"), beat("a", "y:9"), beat("c", "x:1")] == [1, 2, 1, 3]
     now_ms, *rows = volume.call("nodes")
-    records = {int(n): msgpack.unpackb(r) for n, r in zip(rows[::2], rows[1::2], strict=True)}
+    records = {int(n): msgpack.unpackb(r) for n, r in zip(rows[::3], rows[1::3], strict=True)}
     assert records[1][1] == "y:9"
     assert now_ms >= records[3][7]
+
+
+def test_the_returns_of_a_node_are_counted_and_forgotten_when_it_was_calm(volume: Volume) -> None:
+    """Silence is told from its heartbeats; nobody listening is no silence."""
+
+    def beat_after(silent_ms: int, steady_ms: int = 0) -> int:
+        record = msgpack.unpackb(volume.client.hget(f"{volume.key}:nodes", 1))
+        record[7] -= silent_ms
+        record[8] -= silent_ms + steady_ms
+        volume.client.hset(f"{volume.key}:nodes", 1, msgpack.packb(record))
+        volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)
+        return int(msgpack.unpackb(volume.client.hget(f"{volume.key}:nodes", 1))[9])
+
+    volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)
+    assert [beat_after(ms) for ms in (2000, 7000, 5000, 40_000)] == [0, 1, 1, 2]
+    assert beat_after(7000, steady_ms=601_000) == 1
+    volume.client.hset(f"{volume.key}:volume", "alive_ms", 1)
+    assert beat_after(4_000_000) == 1
+
+
+def test_a_node_is_drained_until_it_is_not(volume: Volume) -> None:
+    volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)
+    assert volume.errno("drain", node=2, drain=True) == errno.ENOENT
+    volume.call("drain", node=1, drain=True)
+    (since_ms,) = volume.call("nodes")[3::3]
+    volume.call("drain", node=1, drain=True)
+    assert volume.call("nodes")[3::3] == [since_ms] != [0]
+    volume.call("drain", node=1, drain=False)
+    assert volume.call("nodes")[3::3] == [0]
 
 
 def test_a_full_redis_still_deletes(volume: Volume, session: Session) -> None:

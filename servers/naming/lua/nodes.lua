@@ -38,12 +38,21 @@ internal('volume_open', { first = true }, {
   return { 0, there[1], seq, c.safe or '', made }
 end)
 
--- heartbeat {uuid, address, rack, space, used, free, total, volume, seq} -> node number, volume's uuid, seq,
--- why it is in SAFE mode or ''
+-- When the node was heard again after its last silence, and how often that happened of late; see membership.py.
+-- Silence while nobody listened is no silence.
+local function life(c, before, silence_ms, calm_ms)
+  if not before then return c.ms, 0 end
+  local seen, since, returns = before[8], before[9] or before[8], before[10] or 0
+  if c.ms - seen <= silence_ms or c:away_ms() > 0 then return since, returns end
+  return c.ms, seen - since >= calm_ms and 1 or returns + 1
+end
+
+-- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms} -> node number,
+-- volume's uuid, seq, why it is in SAFE mode or ''
 -- EXDEV for a node of another volume. A node that was told of a later change than is here: SAFE mode.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
-  volume = 'bytes', seq = 'count',
+  volume = 'bytes', seq = 'count', silence_ms = 'count', calm_ms = 'count',
 }, function(c, a, argv)
   local numbers, seq = c.K .. ':node_numbers', c:setting('seq')
   if a.volume ~= '' and a.volume ~= argv[4] then return { EXDEV } end
@@ -55,16 +64,36 @@ internal('heartbeat', {}, {
     number = text(call('HINCRBY', c.K .. ':volume', 'next_node', 1))
     call('HSET', numbers, a.uuid, number)
   end
+  local before = call('HGET', c.K .. ':nodes', number)
+  local since, returns = life(c, before and unpack_value(before), a.silence_ms, a.calm_ms)
   call('HSET', c.K .. ':nodes', number,
-    pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms }))
+    pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms, since, returns }))
   return { 0, tonumber(number), argv[4], seq, c.safe or '' }
 end)
 
--- nodes {} -> now in ms, number, record, number, record, ...
+-- nodes {} -> now in ms, number, record, since when it is drained in ms or 0, number, ...
 read('nodes', {}, function(c)
-  local reply = { 0, c.ms }
-  for _, part in ipairs(call('HGETALL', c.K .. ':nodes')) do reply[#reply + 1] = part end
+  local reply, draining = { 0, c.ms }, {}
+  local drains = call('HGETALL', c.K .. ':draining')
+  for i = 1, #drains, 2 do draining[drains[i]] = tonumber(drains[i + 1]) end
+  local rows = call('HGETALL', c.K .. ':nodes')
+  for i = 1, #rows, 2 do
+    local n = #reply
+    reply[n + 1], reply[n + 2], reply[n + 3] = rows[i], rows[i + 1], draining[rows[i]] or 0
+  end
   return reply
+end)
+
+-- drain {node, drain} -> ; the node is to be emptied, or not any more. ENOENT for a node that is not known.
+internal('drain', {}, { node = 'count', drain = 'flag' }, function(c, a)
+  local number = text(a.node)
+  if call('HEXISTS', c.K .. ':nodes', number) == 0 then return { ENOENT } end
+  if a.drain then
+    call('HSETNX', c.K .. ':draining', number, text(c.ms))
+  else
+    call('HDEL', c.K .. ':draining', number)
+  end
+  return { 0 }
 end)
 
 -- statfs {} -> files, directories, bytes

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
-from servers.naming.membership import read_nodes
+from servers.naming.membership import CALM_SECONDS
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.errors import Refused
 from servers.protocol.naming_api import NODES_PATH
-from servers.protocol.placement import cluster_space
+from servers.protocol.placement import NodeView, cluster_space
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Node(BaseModel):
     total_bytes: int
     space: str
     rack: str
+    draining: bool
 
 
 class Nodes(BaseModel):
@@ -100,6 +102,7 @@ def cluster_routes(service: Service) -> APIRouter:
             number, volume, seq, safe = await store.ask(
                 "heartbeat", uuid=node.uuid, address=node.address, rack=node.rack, space=node.space,
                 used=node.used_bytes, free=node.free_bytes, total=node.total_bytes, volume=node.volume, seq=node.seq,
+                silence_ms=int(service.patience.suspect_after_seconds * 1000), calm_ms=int(CALM_SECONDS * 1000),
             )  # fmt: skip
         except Refused as error:
             if error.errno != EXDEV:
@@ -112,16 +115,16 @@ def cluster_routes(service: Service) -> APIRouter:
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
         """All storage nodes ever seen, with their state by their heartbeats."""
-        return Nodes(nodes=await _nodes(service))
+        return Nodes(nodes=_nodes(await service.nodes()))
 
     @routes.get("/v1/status")
     async def status() -> Status:
-        views = read_nodes(await store.ask("nodes"))
+        views = await service.nodes()
         (held,) = await store.ask("status")
         v = {name.decode(): value for name, value in held.items()}
         space = cluster_space(views)
         return Status(
-            nodes=await _nodes(service), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
+            nodes=_nodes(views), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
             safe_because=v["safe"].decode(),
             missing=0, total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
@@ -134,6 +137,5 @@ def cluster_routes(service: Service) -> APIRouter:
     return routes
 
 
-async def _nodes(service: Service) -> list[Node]:
-    fields = ("number", "uuid", "address", "state", "used_bytes", "free_bytes", "total_bytes", "space", "rack")
-    return [Node(id=n.number, **{f: getattr(n, f) for f in fields}) for n in await service.nodes()]
+def _nodes(views: Iterable[NodeView]) -> list[Node]:
+    return [Node(id=view.number, **vars(view)) for view in views]
