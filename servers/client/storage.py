@@ -16,6 +16,7 @@ from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.storage_api import (
     BARRIER_PATH,
     CHECK_PATH,
+    COPIES_PATH,
     DELETE_PATH,
     EXTENT_HEADER,
     EXTENTS_PATH,
@@ -23,6 +24,7 @@ from servers.protocol.storage_api import (
     LENGTH_HEADER,
     SUMS_HEADER,
     ExtentHeader,
+    unpack_extent_header,
 )  # fmt: skip
 
 CONTROL_SECONDS = 10.0
@@ -33,6 +35,23 @@ class InventoryPage:
     lengths: dict[ExtentId, int]
     next: str | None
     """What to ask for as `after`; None at the end of a complete listing."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedCopy:
+    extent: ExtentId
+    length: int
+    """It has at least so many bytes."""
+    sources: Sequence[str]
+    """Addresses of nodes that should have it, the best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyOutcome:
+    stored: set[ExtentId]
+    failed: dict[ExtentId, str]
+    damaged: list[tuple[ExtentId, str, str]]
+    """Extent, the source that was found to have it damaged or not at all, and why."""
 
 
 class StorageClient:
@@ -96,6 +115,40 @@ class StorageClient:
             raise ExtentDamaged(f"{extent_text(extent)} on {address}: block {block} after {start} has a wrong CRC32C")
         return memoryview(answer.body)
 
+    async def get_whole(
+        self, address: str, extent: ExtentId, *, deadline_seconds: float, first_byte_seconds: float
+    ) -> tuple[ExtentHeader, Buffer]:
+        """All of the extent and what its writer said of it, checked. Raises ExtentDamaged, ExtentMissing."""
+        answer = await self._transport.request(
+            address, "GET", EXTENTS_PATH + extent_text(extent), headers={EXTENT_HEADER: "1"},
+            deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
+        )  # fmt: skip
+        if answer.status != 200:
+            raise _failure(address, extent, answer)
+        try:
+            header = unpack_extent_header(answer.headers.get(EXTENT_HEADER, ""))
+        except ValueError as error:
+            raise NodeFailed(f"{extent_text(extent)} on {address}: {error}") from error
+        block = first_damaged_block(answer.body, header.sums)
+        if block is not None:
+            raise ExtentDamaged(f"{extent_text(extent)} on {address}: block {block} has a wrong CRC32C")
+        return header, answer.body
+
+    async def copy(
+        self, address: str, wanted: Sequence[WantedCopy], *, node: str, deadline_seconds: float
+    ) -> CopyOutcome:
+        """The node, by its uuid, fetches the extents from others; what it says it stored is on stable storage."""
+        order = {
+            "node": node,
+            "copies": [{"extent": extent_text(w.extent), "length": w.length, "sources": w.sources} for w in wanted],
+        }
+        reply = await self._json(address, "POST", COPIES_PATH, order, seconds=deadline_seconds)
+        return CopyOutcome(
+            {parse_extent_text(text) for text in reply["stored"]},
+            {parse_extent_text(text): why for text, why in reply["failed"].items()},
+            [(parse_extent_text(row["extent"]), row["source"], row["why"]) for row in reply["damaged"]],
+        )
+
     async def barrier(self, address: str, *, deadline_seconds: float) -> None:
         """All that the node took before this call is on stable storage."""
         answer = await self._transport.request(
@@ -110,9 +163,18 @@ class StorageClient:
         reply = await self._json(address, "POST", DELETE_PATH, order)
         return set(extents) - {parse_extent_text(text) for text in reply["failed"]}
 
-    async def check(self, address: str, extents: Iterable[ExtentId]) -> dict[ExtentId, int | None]:
-        """The length of each of the extents on this node; None for what it does not have."""
-        reply = await self._json(address, "POST", CHECK_PATH, {"extents": [extent_text(e) for e in extents]})
+    async def check(
+        self,
+        address: str,
+        extents: Iterable[ExtentId],
+        *,
+        data: bool = False,
+        deadline_seconds: float = CONTROL_SECONDS,
+    ) -> dict[ExtentId, int | None]:
+        """The length of each of the extents on this node; None for what it does not have, -1 for what is damaged.
+        With `data` all of each is read and compared with its sums."""
+        question = {"extents": [extent_text(e) for e in extents], "data": data}
+        reply = await self._json(address, "POST", CHECK_PATH, question, seconds=deadline_seconds)
         return {parse_extent_text(text): length for text, length in reply["extents"].items()}
 
     async def inventory(self, address: str, after: str | None, limit: int) -> InventoryPage:
@@ -125,12 +187,19 @@ class StorageClient:
         return await self._json(address, "GET", f"{EXTENTS_PATH}{extent_text(extent)}/description", None, extent)
 
     async def _json(
-        self, address: str, method: str, target: str, content: object, extent: ExtentId | None = None
+        self,
+        address: str,
+        method: str,
+        target: str,
+        content: object,
+        extent: ExtentId | None = None,
+        *,
+        seconds: float = CONTROL_SECONDS,
     ) -> dict[str, Any]:
         body = [json.dumps(content).encode()] if content is not None else []
         answer = await self._transport.request(
             address, method, target, headers={"content-type": "application/json"}, body=body,
-            deadline_seconds=CONTROL_SECONDS, first_byte_seconds=CONTROL_SECONDS,
+            deadline_seconds=seconds, first_byte_seconds=seconds,
         )  # fmt: skip
         if answer.status != 200:
             raise _failure(address, extent, answer)

@@ -40,6 +40,9 @@ NAMES_PER_CALL_MAX = 1024
 """Directory entries in one page."""
 EXTENTS_PER_CALL_MAX = 4096
 """Ids in one bulk question or order to a storage node, and in one page of its inventory."""
+COPIES_PER_ORDER_MAX = 256
+"""Extents that one order to copy may name."""
+COPY_SOURCES_MAX = 32
 OPERATIONS_PER_BATCH_MAX = 256
 BATCH_BYTES_MAX = 16 * MIB
 

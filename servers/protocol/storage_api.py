@@ -6,7 +6,10 @@
     DELETE /v1/extents/{id}          204, also when it is not there
     GET    /v1/extents/{id}/description   where the replica lies, its footer and sums (JSON)
     POST   /v1/extents/delete        {"extents": [...]}: many at once
-    POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there, -1 for damaged
+    POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there, -1 for damaged;
+                                     with "data": true all of it is read and compared with its sums
+    POST   /v1/copies                {"copies": [...]}: fetch extents from other nodes; answers when they are on
+                                     stable storage
     GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged
     POST   /v1/barrier               answers when all that was taken before is on stable storage
     GET    /v1/space                 bytes used, free and total
@@ -15,7 +18,8 @@
 A PUT should carry `dcs-extent`, the base64 of a packed `ExtentHeader` with the sums that the
 writer computed; without it (curl) the node computes them. A GET or HEAD answer carries the
 sums of the blocks it touches in `dcs-crc32c` (base64 of the table); ask for whole blocks
-of 64 KiB, counted from the start of the extent, to be able to check them.
+of 64 KiB, counted from the start of the extent, to be able to check them. A GET that has a
+`dcs-extent` header, whatever it says, is answered with the one that the writer gave.
 
 PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
 sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged. A barrier
@@ -37,6 +41,7 @@ SUMS_HEADER = "dcs-crc32c"
 LENGTH_HEADER = "dcs-length"
 """The length of the whole extent in bytes, on every GET and HEAD answer."""
 DELETE_PATH = "/v1/extents/delete"
+COPIES_PATH = "/v1/copies"
 CHECK_PATH = "/v1/extents/check"
 INVENTORY_PATH = "/v1/inventory"
 BARRIER_PATH = "/v1/barrier"

@@ -63,6 +63,9 @@ class Counters:
     gets: int = 0
     get_bytes: int = 0
     deletes: int = 0
+    copies: int = 0
+    """Fetched from other nodes; among the puts, too."""
+    copied_bytes: int = 0
     damaged: int = 0
     """Times that damage was met, not replicas."""
     sync_failures: int = 0

@@ -9,13 +9,16 @@ from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
+from servers.client.asyncio_transport import AsyncioTransport
 from servers.client.http import HttpxTransport
+from servers.client.storage import StorageClient
 from servers.serving.access import Secret
 from servers.serving.memory import MemoryBudget
 from servers.storage.data_directory import DataDirectory
 from servers.storage.extent_store import ExtentStore
 from servers.storage.heartbeat import Heartbeat, Report, naming_addresses, reachable_address
 from servers.storage.known_volume import KnownVolume
+from servers.storage.replicate import Pace, Replicator
 from servers.storage.settings import Settings
 from servers.storage.syncer import Syncer
 
@@ -38,12 +41,16 @@ class StorageNode:
         self.store = ExtentStore(self.directory)
         self.syncer = Syncer(self.store)
         self._transport = HttpxTransport(secret.text)
+        self._peers = AsyncioTransport(secret.text)
         self._volume = KnownVolume(settings.data_dir)
         self.heartbeat = Heartbeat(self._transport, self._naming, self.report, self._volume.learn)
         self.failed = False
         self.replies = MemoryBudget(REPLIES_BYTES_MAX)
         self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
         self.writers = ThreadPoolExecutor(DISK_THREADS, "store")
+        self.replicator = Replicator(
+            self.store, self.syncer, StorageClient(self._peers), self.writers, Pace(settings.repair_bytes_per_second)
+        )
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -59,6 +66,7 @@ class StorageNode:
                     self.syncer.stop()
         finally:
             await self._transport.close()
+            await self._peers.close()
             self.readers.shutdown()
             self.writers.shutdown()
             self.directory.close()

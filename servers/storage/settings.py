@@ -24,6 +24,8 @@ class Settings(BaseSettings):
     rack: str = ""
     reserve_bytes: int | None = Field(default=None, ge=0)
     """Kept free on the disk; by default 1 GiB, or a hundredth of a smaller disk."""
+    repair_bytes_per_second: float = Field(default=100e6, gt=0)
+    """Fetched from other nodes, and read to verify, for repair; what clients do has no such limit."""
     dcs_secret_file: Path | None = None
     dcs_secret: str | None = None
     log_level: str = "info"

@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field
 
 from servers.protocol.errors import ExtentDamaged
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
-from servers.protocol.limits import EXTENTS_PER_CALL_MAX
+from servers.protocol.limits import CHUNK_BYTES_MAX, COPIES_PER_ORDER_MAX, COPY_SOURCES_MAX, EXTENTS_PER_CALL_MAX
 from servers.protocol.names import escape
 from servers.protocol.storage_api import (
     CHECK_PATH,
+    COPIES_PATH,
     DELETE_PATH,
     EXTENTS_PATH,
     HEALTH_PATH,
@@ -22,6 +23,7 @@ from servers.protocol.storage_api import (
     SPACE_PATH,
 )
 from servers.storage.node import StorageNode
+from servers.storage.replicate import Copy
 
 ID_PATTERN = r"^(0|[1-9a-f][0-9a-f]{0,15})-(0|[1-9a-f][0-9a-f]{0,15})$"
 ExtentText = Annotated[str, Field(pattern=ID_PATTERN, examples=["2a-1f"])]
@@ -41,6 +43,35 @@ class DeleteOrder(Extents):
 class Deleted(BaseModel):
     failed: list[str]
     """Those that are still there."""
+
+
+class Question(Extents):
+    data: bool = Field(False, description="read all of each and compare it with its sums")
+
+
+class WantedCopy(BaseModel):
+    extent: ExtentText
+    length: int = Field(ge=1, le=CHUNK_BYTES_MAX, description="it has at least so many bytes")
+    sources: list[str] = Field(max_length=COPY_SOURCES_MAX, examples=[["storage2:5001"]])
+
+
+class CopyOrder(BaseModel):
+    node: str = Field("", max_length=64, description="uuid of the node that is meant: another one does not obey")
+    copies: list[WantedCopy] = Field(max_length=COPIES_PER_ORDER_MAX)
+
+
+class DamagedSource(BaseModel):
+    extent: str
+    source: str
+    why: str
+
+
+class CopyReply(BaseModel):
+    stored: list[str]
+    """On stable storage here."""
+    failed: dict[str, str]
+    """What could not be had, and why."""
+    damaged: list[DamagedSource]
 
 
 class Lengths(BaseModel):
@@ -118,13 +149,29 @@ def control_routes(node: StorageNode) -> APIRouter:
         return Deleted(failed=await asyncio.to_thread(_delete_all, node, order.ids()))
 
     @routes.post(CHECK_PATH)
-    async def check(question: Extents) -> Lengths:
+    async def check(question: Question) -> Lengths:
         """The length of each."""
+        if question.data:
+            verified = await node.replicator.lengths(question.ids())
+            return Lengths(extents={extent_text(extent): length for extent, length in verified.items()})
 
         def look() -> dict[str, int | None]:
             return {extent_text(extent): store.length(extent) for extent in question.ids()}
 
         return Lengths(extents=await asyncio.to_thread(look))
+
+    @routes.post(COPIES_PATH)
+    async def copy(order: CopyOrder) -> CopyReply:
+        """Fetches extents from other nodes. 409 where another node was meant, 500 when they could not be synced."""
+        if order.node and order.node != node.directory.uuid:
+            raise HTTPException(409, f"this is not node {order.node}")
+        wanted = [Copy(parse_extent_text(c.extent), c.length, c.sources) for c in order.copies]
+        done = await node.replicator.copy(wanted)
+        return CopyReply(
+            stored=[extent_text(extent) for extent in done.stored],
+            failed={extent_text(extent): why for extent, why in done.failed.items()},
+            damaged=[DamagedSource(extent=extent_text(e), source=source, why=why) for e, source, why in done.damaged],
+        )
 
     @routes.get(INVENTORY_PATH)
     async def inventory(

@@ -195,6 +195,8 @@ def _data_reply(
 ) -> LaneReply:
     end, length = start + len(piece), replica.footer.length
     headers = _data_headers(replica, start, end)
+    if EXTENT_HEADER in request.headers:
+        headers = (*headers, (EXTENT_HEADER, replica.footer.header.pack()))
     if "range" not in request.headers:
         return LaneReply(200, (piece,), headers, sent=sent)
     return LaneReply(206, (piece,), (*headers, ("content-range", f"bytes {start}-{end - 1}/{length}")), sent=sent)
