@@ -16,6 +16,7 @@ from typing import Any
 from servers.admin.access import Access
 from servers.admin.errors import Problem
 from servers.client.asyncio_transport import AsyncioTransport
+from servers.client.http import FIRST_BYTE_SECONDS
 from servers.client.naming import NamingClient, parse_urls, read_reply
 from servers.client.storage import StorageClient
 from servers.protocol.errors import DcsError, SessionLost, TryAgain, Unavailable
@@ -66,7 +67,9 @@ class Connection:
         while True:
             left = started + self._patience() - loop.time()
             try:
-                (reply,) = await self.naming.batch(session, asked, first_byte_seconds=left, deadline_seconds=left)
+                (reply,) = await self.naming.batch(
+                    session, asked, first_byte_seconds=min(left, FIRST_BYTE_SECONDS), deadline_seconds=left
+                )
                 self._was_answered = True
                 return read_reply(verb, reply)
             except TryAgain as error:

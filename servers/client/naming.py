@@ -78,7 +78,7 @@ class NamingClient:
         deadline_seconds: float,
     ) -> list[bytes | None]:
         """One packed reply per operation; see `read_reply`. Raises TryAgain, AccessDenied."""
-        answer = await self._ask(
+        asked, answer = await self._ask(
             "POST",
             OPS_PATH,
             [pack_batch(session, operations)],
@@ -87,7 +87,10 @@ class NamingClient:
         )
         if answer.status != 200:
             raise _failure(answer)
-        return unpack_replies(bytes(answer.body))
+        replies = unpack_replies(bytes(answer.body))
+        if None in replies:
+            self._leave(asked)  # It may be cut off from a Redis that the others reach.
+        return replies
 
     async def nodes(self) -> list[NodeView]:
         rows = (await self.json("GET", NODES_PATH))["nodes"]
@@ -100,7 +103,7 @@ class NamingClient:
     async def json(self, method: str, target: str, content: object = None) -> dict[str, Any]:
         """A JSON route's answer. Raises Refused or TryAgain with the server's words."""
         body = [json.dumps(content).encode()] if content is not None else []
-        answer = await self._ask(
+        _, answer = await self._ask(
             method, target, body, first_byte_seconds=CONTROL_SECONDS, deadline_seconds=CONTROL_SECONDS
         )
         if answer.status >= 300:
@@ -110,13 +113,15 @@ class NamingClient:
 
     async def _ask(
         self, method: str, target: str, body: Sequence[bytes], *, first_byte_seconds: float, deadline_seconds: float
-    ) -> Answer:
-        """The answer of the first server that has one, all within the deadline. Raises TryAgain, AccessDenied."""
+    ) -> tuple[int, Answer]:
+        """The answer of the first server that has one, and which that was. All within the deadline, of which a server
+        that hangs leaves the others their part. Raises TryAgain, AccessDenied."""
         kind = "application/msgpack" if target == OPS_PATH else "application/json"
         deadline = time.monotonic() + deadline_seconds
         for left in range(len(self._addresses) - 1, -1, -1):
             asked, seconds = self._current, max(deadline - time.monotonic(), 0.001)
-            milliseconds = int(min(first_byte_seconds, seconds) * 900)  # The rest is for the answer's way back.
+            first_byte = min(first_byte_seconds, seconds / (left + 1))
+            milliseconds = int(first_byte * 900)  # The rest is for the answer's way back.
             try:
                 answer = await self._transport.request(
                     self._addresses[asked],
@@ -124,11 +129,11 @@ class NamingClient:
                     target,
                     headers={"content-type": kind, DEADLINE_HEADER: str(milliseconds)},
                     body=body,
-                    first_byte_seconds=first_byte_seconds,
+                    first_byte_seconds=first_byte,
                     deadline_seconds=seconds,
                 )
                 if answer.status != 503 or not left:
-                    return answer
+                    return asked, answer
             except TryAgain:
                 if not left or time.monotonic() >= deadline:
                     self._leave(asked)

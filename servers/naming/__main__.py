@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from servers.naming.app import make_app
-from servers.naming.redis_store import UnsafeRedis
+from servers.naming.redis_connection import UnsafeRedis
 from servers.naming.routes.ops import ops_lane
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings

@@ -22,6 +22,8 @@ _FIRST = ("common.lua", "chunks.lua", "open.lua")
 class Library:
     version: str
     text: str
+    reads: frozenset[str]
+    """The verbs that write nothing."""
 
     @property
     def name(self) -> str:
@@ -40,4 +42,5 @@ def library(**changed_limits: int) -> Library:
     known = {**vars(limits), **changed_limits}
     text = re.sub(r"@([A-Z_]+_(?:MAX|MIN|WINDOW))@", lambda m: str(known[m[1]]), text)
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return Library(version, f"#!lua name=dcs_{version}\n" + text.replace("@VERSION@", version))
+    reads = frozenset(re.findall(r"^read\('(\w+)'", text, re.MULTILINE))
+    return Library(version, f"#!lua name=dcs_{version}\n" + text.replace("@VERSION@", version), reads)

@@ -26,6 +26,10 @@ class RedisError(DcsError):
     """An error reply."""
 
 
+class UnsafeRedis(DcsError):
+    """Redis is not set up to keep what it acknowledges, or is not the one that was meant."""
+
+
 class Asked:
     """Commands sent together, and the answers that have come: in the same order, an exception where one was refused
     or where the connection broke."""

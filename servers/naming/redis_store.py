@@ -1,8 +1,17 @@
-"""The naming server's way to Redis: its connection, and the functions on it.
+"""The naming server's way to Redis: its connections, and the functions on them.
 
 A call waits while Redis is away and is sent again when the connection broke before its
 answer came: mutations carry op ids, everything else is harmless twice. It ends with its
 deadline. Nothing here knows what the functions do.
+
+With replicas (Sentinel, Cluster) changes have a connection of their own, on which each waits for
+a replica; and once a second those who decide are asked which Redis is the primary:
+
+    find the primary ──▶ connect, check, load the library, open the volume ──▶ work ──┐
+            ▲                                                                         │
+            └── broken, silent, not the primary any more ◀────────────────────────────┘
+
+The volume that a new primary has must not end before a change that was seen: else SAFE mode.
 """
 
 from __future__ import annotations
@@ -10,16 +19,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
 
 import msgpack
-from redis.connection import parse_url
 
 from servers.naming.keyspace import prefix
 from servers.naming.namespace import Library, library
-from servers.naming.redis_connection import Asked, Connection, RedisError, connect, connect_to_socket
+from servers.naming.redis_changes import ReplicatedChanges
+from servers.naming.redis_connection import (
+    Asked,
+    Command,
+    Connection,
+    RedisError,
+    UnsafeRedis,
+    connect,
+    connect_to_socket,
+)
+from servers.naming.redis_primary import Primary, find_primary
+from servers.naming.redis_url import parse_redis_url
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
 from servers.protocol.geometry import is_chunk_size
@@ -34,18 +54,23 @@ SILENCE_SECONDS = 5.0
 """A connection is given up when its oldest question is older than the deadline of calls by this."""
 CALLS_MAX = 4096
 PASSING_ERRORS = (
-    "LOADING", "BUSY", "MASTERDOWN", "READONLY", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MISCONF",
+    "LOADING", "BUSY", "MASTERDOWN", "NOREPLICAS", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "ASK",
 )  # fmt: skip
-"""Error replies of a Redis that may do it later."""
+"""Error replies of a Redis that may do it later. ASK: the slot is on its way to another node. That one is not
+asked before it has all of it: half a volume would say that what is there is not."""
+MOVED_ERRORS = ("MOVED", "READONLY")
+"""Error replies of one that is not the primary any more."""
+LAG_SECONDS_MAX = 2
+"""A replica says every second that it is there."""
 ENOENT, ENOSPC, ESTALE = 2, 28, 116
-
-
-class UnsafeRedis(DcsError):
-    """Redis is not set up to keep what it acknowledges."""
 
 
 class VolumeLost(DcsError):
     """Redis answers, but the volume that was there is not."""
+
+
+class Isolated(TryAgain):
+    """The primary of Redis may have been replaced, and we with it."""
 
 
 class RedisStore:
@@ -58,13 +83,17 @@ class RedisStore:
 
     def __init__(self, settings: NamingSettings) -> None:
         self._settings = settings
-        self._options = _read_url(settings.redis_url)
+        self._place = parse_redis_url(settings.redis_url)
         if not is_chunk_size(settings.chunk_size):
             raise ValueError(f"CHUNK_SIZE={settings.chunk_size}: a power of two from 1 KiB to 64 MiB is wanted")
         self._library: Library = library()
         self._key = prefix(settings.volume).encode()
         self._names: dict[str, bytes] = {}
         self._connection: Connection | None = None
+        self._changes: ReplicatedChanges | None = None
+        """For what writes; None where Redis has no replicas."""
+        self._primary: Primary | None = None
+        self._has_quorum = True
         self._connected = asyncio.Event()
         self._uuid = b""
         self._seq = 0
@@ -108,7 +137,8 @@ class RedisStore:
                     while (connection := self._connection) is None or not self._connected.is_set():
                         await self._connected.wait()
                     try:
-                        return cast(bytes, await connection.send(*self._command(verb, session, n, arguments)))
+                        asker = connection if verb in self._library.reads else self._changes or connection
+                        return cast(bytes, await asker.send(*self._command(verb, session, n, arguments)))
                     except TryAgain:
                         self._retries += 1
                         await asyncio.sleep(0)
@@ -129,7 +159,10 @@ class RedisStore:
         if connection is None or not self._connected.is_set() or self._under_way >= CALLS_MAX:
             return None
         self._calls += len(operations)
-        return connection.ask([self._command(o.verb, session, o.n, o.arguments) for o in operations])
+        asker: Connection | ReplicatedChanges = connection
+        if self._changes is not None and any(o.verb not in self._library.reads for o in operations):
+            asker = self._changes
+        return asker.ask([self._command(o.verb, session, o.n, o.arguments) for o in operations])
 
     def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
@@ -140,8 +173,8 @@ class RedisStore:
         words = str(error)
         if words.startswith("OOM"):
             raise Refused(ENOSPC, "Redis is full")
-        if "Function not found" in words and self._connection is not None:  # Redis was restored, or functions flushed.
-            self._connection.abort()
+        if "Function not found" in words or words.startswith(MOVED_ERRORS):
+            self._abort()  # Redis was restored, functions flushed, or another is the primary now.
         elif not words.startswith(PASSING_ERRORS):
             raise error
         await asyncio.sleep(RECONNECT_SECONDS)
@@ -172,33 +205,36 @@ class RedisStore:
     async def check(self) -> None:
         """Raises UnsafeRedis where a Redis answers that cannot be worked with; an absent one is no reason."""
         try:
-            connection = await self._connect()
-            await self._prepare(connection)
-            connection.abort()
+            await self._open()
         except (OSError, TimeoutError, TryAgain, RedisError) as error:
             log.info("redis is away: %s", error)
+        finally:
+            self._abort()
 
     async def run(self) -> None:
         """Connects, and connects again, until cancelled."""
         while True:
             try:
-                connection = await self._connect()
-                await self._prepare(connection)
-            except (OSError, TimeoutError, TryAgain, RedisError) as error:
-                self._note(TryAgain(f"Redis is away: {str(error) or type(error).__name__}"))
+                connection = await self._open()
+            except (OSError, TimeoutError, TryAgain, RedisError, UnsafeRedis) as error:
+                self._abort()
+                away = TryAgain(f"Redis is away: {str(error) or type(error).__name__}")
+                self._note(error if isinstance(error, UnsafeRedis) else away)
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
-            except UnsafeRedis as error:
-                self._note(error)
-                await asyncio.sleep(RECONNECT_SECONDS)
-                continue
-            self._connection = connection
             self._connected.set()
             try:
                 await self._watch(connection)
             finally:
                 self._connected.clear()
-                connection.abort()
+                self._abort()
+
+    def _abort(self) -> None:
+        """The connections end; `run` makes others."""
+        if self._connection is not None:
+            self._connection.abort()
+        if self._changes is not None:
+            self._changes.connection.abort()
 
     def _note(self, fault: DcsError | None) -> None:
         """Keeps why the volume cannot be worked with, and says so once."""
@@ -210,48 +246,116 @@ class RedisStore:
             log.log(logging.WARNING if isinstance(fault, TryAgain) else logging.ERROR, "%s", fault)
 
     async def _watch(self, connection: Connection) -> None:
-        """Returns when the connection has ended or does not answer; looks at the volume meanwhile."""
-        while not connection.closed.done():
-            probe = connection.ask([("HMGET", self._key + b":volume", "uuid", "seq", "safe")])
-            await asyncio.wait([connection.closed], timeout=PROBE_SECONDS)
-            if connection.oldest_seconds() > self.deadline_seconds + SILENCE_SECONDS:
+        """Returns when a connection has ended, does not answer, or is not the primary's; looks at the volume
+        meanwhile."""
+        connections = [connection] if self._changes is None else [connection, self._changes.connection]
+        questions: list[Command] = [("HMGET", self._key + b":volume", "uuid", "seq", "safe"), ("INFO", "replication")]
+        while not any(c.closed.done() for c in connections):
+            seen, probe = self._seq, connection.ask(questions)
+            look = asyncio.create_task(self._look())
+            try:
+                await asyncio.wait(
+                    [c.closed for c in connections], timeout=PROBE_SECONDS, return_when="FIRST_COMPLETED"
+                )
+                if not await look:
+                    return
+            finally:
+                look.cancel()
+            if any(c.oldest_seconds() > self.deadline_seconds + SILENCE_SECONDS for c in connections):
                 return
-            if not probe.answers or isinstance(probe.answers[0], Exception):
+            if any(isinstance(a, RedisError) and str(a).startswith(MOVED_ERRORS) for a in probe.answers):
+                return
+            if not probe.done.done() or any(isinstance(answer, Exception) for answer in probe.answers):
                 continue
-            uuid, seq, safe = probe.answers[0]
-            if uuid == self._uuid and safe == self._safe and (safe or int(seq) >= self._seq):
-                self._seq = max(int(seq), self._seq)
+            (uuid, seq, safe), replication = probe.answers
+            self._judge_isolation(replication.decode())
+            if uuid == self._uuid and safe == self._safe and (safe or int(seq) >= seen):
+                if self._changes is None:
+                    self._saw(int(seq))
                 continue
-            with contextlib.suppress(TryAgain, RedisError):  # Then the next look tells more.
-                await self._open_volume(connection)
+            with contextlib.suppress(TryAgain, RedisError, TimeoutError):  # Then the next look tells more.
+                async with asyncio.timeout(SETUP_SECONDS):
+                    await self._open_volume(self._changes or connection)
+
+    def _saw(self, seq: int) -> None:
+        """A change that must not be undone. With replicas: one that a replica has."""
+        self._seq = max(seq, self._seq)
+
+    async def _look(self) -> bool:
+        """Whether the primary is still where it was, as far as anybody knows."""
+        if self._primary is None:
+            return True
+        before = self._primary.endpoint
+        try:
+            self._primary = await find_primary(self._place, self._key)
+        except (TryAgain, UnsafeRedis):
+            self._primary = Primary(before, is_by_majority=False)
+        if self._has_quorum != self._primary.is_by_majority:
+            self._has_quorum = self._primary.is_by_majority
+            if self._has_quorum:
+                log.info("most of those who decide on the primary of Redis answer again")
+            else:
+                log.error("no failover of Redis is possible: fewer than half of those who decide on it answer")
+        if self._primary.endpoint != before:
+            log.warning("the primary of Redis is %s now, not %s", self._primary.endpoint, before)
+        return self._primary.endpoint == before
+
+    def _judge_isolation(self, replication: str) -> None:
+        """A primary that has lost its replicas and those who decide may have been replaced: it is not read from."""
+        if self._primary is None:
+            return
+        lags = [int(lag) for lag in re.findall(r"^slave\d+:.*state=online.*lag=(\d+)", replication, re.MULTILINE)]
+        if self._primary.is_by_majority or any(lag <= LAG_SECONDS_MAX for lag in lags):
+            self._connected.set()
+            if isinstance(self.fault, Isolated):
+                self._note(None)
+        else:
+            self._connected.clear()
+            if self.fault is None:
+                self._note(Isolated(f"Redis at {self._primary.endpoint} is cut off: neither replica nor majority"))
+
+    async def _open(self) -> Connection:
+        """A connection that can be worked with, and that for changes beside it."""
+        self._connection, self._changes, self._primary = None, None, None
+        if self._place.is_replicated:
+            self._primary = await find_primary(self._place, self._key)
+        async with asyncio.timeout(SETUP_SECONDS):
+            self._connection = connection = await self._connect()
+            if self._primary is not None:
+                role = (await connection.send("ROLE"))[0].decode()
+                if role != "master":
+                    raise TryAgain(f"{self._primary.endpoint} is not the primary yet, or no more: its role is {role}")
+                self._changes = ReplicatedChanges(await self._connect(), self._key + b":volume", self._saw)
+            await self._check_durability(connection)
+            await self._load(connection)
+            await self._open_volume(self._changes or connection)
+        return connection
 
     async def _connect(self) -> Connection:
-        options = self._options
-        if options.get("path"):
-            return await connect_to_socket(options["path"])
-        return await connect(options.get("host", "localhost"), options.get("port", 6379))
-
-    async def _prepare(self, connection: Connection) -> None:
-        options = self._options
+        """Signed in, to the place or its primary."""
+        place = self._place
+        if place.path:
+            connection = await connect_to_socket(place.path)
+        else:
+            endpoint = self._primary.endpoint if self._primary else place.endpoints[0]
+            connection = await connect(endpoint.host, endpoint.port)
         try:
-            async with asyncio.timeout(SETUP_SECONDS):
-                if options.get("password"):
-                    user = [options["username"]] if options.get("username") else []
-                    await connection.send("AUTH", *user, options["password"])
-                if options.get("db"):
-                    await connection.send("SELECT", options["db"])
-                await self._check_durability(connection)
-                await self._load(connection)
-                await self._open_volume(connection)
+            if place.password:
+                await connection.send("AUTH", *([place.username] if place.username else []), place.password)
+            if place.db:
+                await connection.send("SELECT", place.db)
         except BaseException:
             connection.abort()
             raise
+        return connection
 
     async def _check_durability(self, connection: Connection) -> None:
         wanted = {"appendonly": b"yes", "appendfsync": b"always", "maxmemory-policy": b"noeviction"}
-        flat = await connection.send("CONFIG", "GET", *wanted)
+        flat = await connection.send("CONFIG", "GET", *wanted, "min-replicas-to-write")
         found = {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
         wrong = [f"{k} {v.decode()}" for k, v in wanted.items() if found.get(k) != v]
+        if self._place.is_replicated and found.get("min-replicas-to-write") in (None, b"0"):
+            wrong.append("min-replicas-to-write 1")
         if wrong and not self._settings.accept_data_loss:
             raise UnsafeRedis(
                 "Redis would lose acknowledged changes: set " + ", ".join(wrong) + " in its configuration, "
@@ -271,7 +375,7 @@ class RedisStore:
                 ) from error
             raise
 
-    async def _open_volume(self, connection: Connection) -> None:
+    async def _open_volume(self, connection: Connection | ReplicatedChanges) -> None:
         """Learns the volume, or makes it where there is none and this process never saw one.
 
         Notes a fault where another volume is than before, or none, or an older state of it: then the
@@ -302,13 +406,6 @@ class RedisStore:
         self._note(VolumeLost(f"SAFE mode, read-only: {safe.decode()}") if safe else None)
         if made:
             log.info("made volume %s: chunk size %d, %d replicas", s.volume, s.chunk_size, s.replication_factor)
-
-
-def _read_url(url: str) -> dict[str, Any]:
-    """The parts of REDIS_URL. Raises ValueError."""
-    if not url.startswith(("redis://", "unix://")):
-        raise ValueError(f"REDIS_URL: redis://host:port/db or unix:///path is wanted, not {url.partition('://')[0]}://")
-    return dict(parse_url(url))  # type: ignore[no-untyped-call]
 
 
 def _results(verb: str, packed: bytes) -> list[Any]:

@@ -178,6 +178,7 @@ def test_a_redis_that_would_lose_data_is_refused(make_cluster: MakeCluster, sett
     ("environment", "words"),
     [
         ({"REDIS_URL": "http://x"}, "REDIS_URL"),
+        ({"REDIS_URL": "redis+sentinel://a:1,b:2"}, "redis+sentinel://a:1,b:2/SERVICE"),
         ({"CHUNK_SIZE": "1000"}, "CHUNK_SIZE"),
         ({"CHUNK_SIZE": "big"}, "CHUNK_SIZE"),
         ({"REPLICATION_FACTOR": "0"}, "REPLICATION_FACTOR"),

@@ -32,6 +32,7 @@ import httpx
 
 from servers.protocol.names import escape
 from tests.support.processes import CHECKOUT, Process, base_environment, free_port, wait_for
+from tests.support.redis_ha import RedisGroup
 
 SECRET = "the-secret-of-a-test-cluster"
 SHORT = {
@@ -120,19 +121,30 @@ def is_mounted(path: Path) -> bool:
 
 
 class Cluster:
-    def __init__(self, nodes: int = 3, **settings: str) -> None:
-        """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on."""
+    def __init__(
+        self,
+        nodes: int = 3,
+        *,
+        namings: int = 1,
+        replicated: Callable[[Path], RedisGroup] | None = None,
+        **settings: str,
+    ) -> None:
+        """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on.
+        `replicated` makes several Redis processes instead of one."""
         self.directory = Path(tempfile.mkdtemp(prefix="dcs-test-")).resolve()
         (self.directory / "logs").mkdir()
-        redis_port, naming_port = free_port(), free_port()
-        self.redis_port = redis_port
-        self.address = f"127.0.0.1:{naming_port}"
-        """Of the naming server."""
+        self.redis_port = free_port()
+        naming_ports = [free_port() for _ in range(namings)]
+        self.addresses = [f"127.0.0.1:{port}" for port in naming_ports]
+        """Of the naming servers."""
+        self.address = self.addresses[0]
         self.naming_url = f"http://{self.address}"
+        """Of the first."""
+        self.naming_urls = ",".join(f"http://{address}" for address in self.addresses)
         self.secret = SECRET
         self.environment = {
             **base_environment(), "DCS_SECRET": SECRET, "DCS_HOME": str(self.directory / "home"), "LOG_LEVEL": "info",
-            "NAMING_URL": self.naming_url, **SHORT, **settings,
+            "NAMING_URL": self.naming_urls, **SHORT, **settings,
         }  # fmt: skip
         """What a client of this cluster, and each of its programs, has in its environment."""
         self._http = httpx.Client(
@@ -141,11 +153,16 @@ class Cluster:
             trust_env=False,
             timeout=CALL_SECONDS,
         )
-        self.redis = self._make_redis(redis_port)
-        self.naming = self._process(
-            "naming", [sys.executable, "-m", "servers.naming"], lambda: is_healthy(self.address),
-            PORT=str(naming_port), REDIS_URL=f"redis://127.0.0.1:{redis_port}/0",
-        )  # fmt: skip
+        self.redis = self._make_redis(self.redis_port)
+        redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
+        if replicated is not None:
+            (self.directory / "replicated").mkdir()
+            self.replicated = replicated(self.directory / "replicated")
+            """Instead of `redis`."""
+            redis_url = self.replicated.url
+        self._redis_programs: list[Process] = [self.redis] if replicated is None else [*self.replicated.programs]
+        self.namings = [self._make_naming(index, port, redis_url) for index, port in enumerate(naming_ports, 1)]
+        self.naming = self.namings[0]
         self.nodes: list[Node] = []
         self.mounts: list[Mount] = []
         self.cleanups = ExitStack()
@@ -157,8 +174,11 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            self.redis.start()
-            self.naming.start()
+            (self.redis if self._redis_programs == [self.redis] else self.replicated).start()
+            for naming in self.namings:
+                naming.start(wait=False)
+            for naming in self.namings:
+                naming.wait_ready()
             for _ in range(self._nodes_at_start):
                 self._new_node().start(wait=False)
             for node in self.nodes:
@@ -183,10 +203,14 @@ class Cluster:
         problems: list[str] = []
         for mount in self.mounts:
             self._end_mount(mount, kill, problems)
-        for process in (*self.nodes, self.naming, self.redis):
+        for process in (*self.nodes, *self.namings, *self._redis_programs):
             if kill:
                 process.kill()
-        for process in (*self.nodes, self.naming, self.redis):  # Redis last: the naming server says goodbye to it.
+        for process in (
+            *self.nodes,
+            *self.namings,
+            *self._redis_programs,
+        ):  # Redis last: the naming server says goodbye to it.
             try:
                 process.stop()
             except AssertionError as error:
@@ -210,7 +234,7 @@ class Cluster:
 
     def log_tails(self) -> str:
         """How every program's log ends."""
-        programs = (self.redis, self.naming, *self.nodes, *(mount.process for mount in self.mounts))
+        programs = (*self._redis_programs, *self.namings, *self.nodes, *(mount.process for mount in self.mounts))
         return "\n".join(f"== {program.name}\n{program.log_tail()}" for program in programs)
 
     def kill_mounts(self) -> None:
@@ -232,6 +256,13 @@ class Cluster:
         words = f"--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --maxmemory-policy noeviction"
         command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
         return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
+
+    def _make_naming(self, index: int, port: int, redis_url: str) -> Process:
+        command: list[str | Path] = [sys.executable, "-m", "servers.naming"]
+        return self._process(
+            "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"127.0.0.1:{port}"),
+            PORT=str(port), REDIS_URL=redis_url,
+        )  # fmt: skip
 
     def limit_disk(self, index: int, size: int) -> None:
         """The data of node `index`, which is yet to be added, lies on a file system of so many bytes. Needs root."""
@@ -267,7 +298,7 @@ class Cluster:
         path = self.directory / name
         path.mkdir(exist_ok=True)
         command: list[str | Path] = [
-            sys.executable, "-m", "fusefs", path, "--naming-url", self.naming_url, "--foreground", *options,
+            sys.executable, "-m", "fusefs", path, "--naming-url", self.naming_urls, "--foreground", *options,
         ]  # fmt: skip
         mount = Mount(path, self._process(f"mount-{name}", command, lambda: is_mounted(path), **environment))
         self.mounts.append(mount)

@@ -55,6 +55,9 @@ class Ops:
         self.n += 1
         return operation(verb, self.n, **arguments)
 
+    def read(self, verb: str, **arguments: Any) -> Operation:
+        return operation(verb, 0, **arguments)
+
     def mkdir(self, name: bytes, parent: int = 1) -> Operation:
         return self.make("mkdir", parent=parent, name=name, mode=0o755, uid=0, gid=0)
 

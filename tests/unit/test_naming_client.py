@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from servers.client.http import Answer
-from servers.client.naming import NamingClient, ServerRefused, parse_urls
+from servers.client.naming import CONTROL_SECONDS, NamingClient, ServerRefused, parse_urls
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import TryAgain, Unavailable
-from servers.protocol.naming_api import DEADLINE_HEADER
+from servers.protocol.ids import SessionNumber
+from servers.protocol.naming_api import DEADLINE_HEADER, operation, pack_replies
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +31,7 @@ class Servers:
         self.answers = answers
         self.asked: list[str] = []
         self.deadlines_ms: list[int] = []
+        self.first_bytes_seconds: list[float] = []
 
     async def request(
         self,
@@ -44,6 +46,7 @@ class Servers:
     ) -> Answer:
         name = address.partition(":")[0]
         self.asked.append(name)
+        self.first_bytes_seconds.append(first_byte_seconds)
         self.deadlines_ms.append(int((headers or {})[DEADLINE_HEADER]))
         answer = self.answers[name]
         if isinstance(answer, float):
@@ -118,3 +121,25 @@ async def test_urls(text: str, wanted: list[str]) -> None:
 async def test_urls_that_cannot_be(text: str) -> None:
     with pytest.raises(ValueError, match="not the URL of a naming server"):
         parse_urls(text)
+
+
+async def test_a_server_that_cannot_reach_redis_is_left_for_the_next() -> None:
+    """It answers, in time and without a reply: its own way to Redis may be what is broken."""
+
+    class WithoutRedis(Servers):
+        async def request(self, address: str, *arguments: object, **more: object) -> Answer:
+            self.asked.append(address.partition(":")[0])
+            return Answer(200, {}, pack_replies([None] if self.asked[-1] == "a" else [b"reply"]))
+
+    servers = WithoutRedis()
+    client = NamingClient(servers, "http://a:1,http://b:1")
+    asked = [operation("getattr", 0, ino=1)]
+    replies = [await client.batch(SessionNumber(1), asked, first_byte_seconds=2, deadline_seconds=30) for _ in range(3)]
+    assert replies == [[None], [b"reply"], [b"reply"]]
+    assert servers.asked == ["a", "b", "b"]
+
+
+async def test_a_server_that_hangs_leaves_the_next_its_part_of_the_time() -> None:
+    servers = Servers(a=0.0, b=200)
+    await NamingClient(servers, "http://a:1,http://b:1").nodes()
+    assert servers.first_bytes_seconds == pytest.approx([CONTROL_SECONDS / 2, CONTROL_SECONDS], abs=0.2)

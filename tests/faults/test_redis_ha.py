@@ -1,0 +1,281 @@
+"""Redis with replicas and Sentinels, and two naming servers: any one may die, and what was acknowledged stays."""
+
+from __future__ import annotations
+
+import errno
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount
+from tests.support.load import Load, wait_steps
+from tests.support.ops import Ops
+from tests.support.processes import wait_for
+from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
+
+STALL_SECONDS_MAX = 15.0
+
+
+@pytest.fixture(scope="module")
+def replicated() -> Iterator[Cluster]:
+    """Three nodes, two naming servers, a primary with two replicas, three Sentinels."""
+    with Cluster(3, namings=2, replicated=SentinelRedis) as cluster:
+        yield cluster
+        for mount in cluster.mounts:
+            mount.unmount()
+        cluster.wait_clean()
+
+
+@pytest.fixture(scope="module")
+def mount(replicated: Cluster) -> Mount:
+    return replicated.mount()
+
+
+@pytest.fixture
+def redis(replicated: Cluster) -> Iterator[RedisGroup]:
+    """Whole, before and after."""
+    yield replicated.replicated
+    replicated.replicated.mend()
+
+
+def logs(cluster: Cluster) -> str:
+    return "".join(naming.log.read_text() for naming in cluster.namings)
+
+
+def test_the_primary_killed_under_load_is_a_stall_and_nothing_acknowledged_is_lost(
+    replicated: Cluster, mount: Mount, redis: RedisGroup
+) -> None:
+    load = Load(mount.path / "primary-killed")
+    with load:
+        wait_steps(load, 100)
+        before = redis.primary()
+        before.kill()
+        wait_steps(load, 100)
+        assert redis.primary() is not before
+        before.start()  # A replica now; what it alone had it lets go of.
+        wait_steps(load, 50)
+    redis.mend()
+    mount.remount()
+    load.check(mount.path / "primary-killed")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < STALL_SECONDS_MAX
+    assert not replicated.status()["safe_mode"]
+
+
+def test_what_one_naming_server_has_answered_the_other_shows_at_once(replicated: Cluster) -> None:
+    """Neither keeps anything that the other may have changed."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(Ops(f"http://{a}", replicated.secret)) for a in replicated.addresses)
+        first.open_session()
+        for number in range(200):
+            name = b"seen-%d" % number
+            ((error, ino, *_),) = filter(None, first.batch([first.mkdir(name)]))
+            assert error == 0
+            assert second.ask("lookup", parent=1, name=name)[0] == ino
+            assert [r and r[0] for r in first.batch([first.make("rmdir", parent=1, name=name)])] == [0]
+            assert name not in second.names()
+
+
+def kill_one_at_a_time(cluster: Cluster, load: Load, times: int, seed: int) -> None:
+    """Each time at another moment of its work; the other one serves meanwhile."""
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    for _ in range(times):
+        victim = chance.choice(cluster.namings)
+        wait_steps(load, chance.randrange(1, 20))
+        time.sleep(chance.random() / 50)  # Anywhere within a step: this is the fault, nothing is waited for.
+        victim.kill()
+        wait_steps(load, 10)
+        victim.start()
+
+
+def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(replicated: Cluster, mount: Mount) -> None:
+    """Whatever was under way takes effect once: no spurious EEXIST or ENOENT."""
+    load = Load(mount.path / "naming-killed")
+    with load:
+        kill_one_at_a_time(replicated, load, times=6, seed=random.randrange(10**6))
+    mount.remount()
+    load.check(mount.path / "naming-killed")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_one_of_two_naming_servers_killed_200_times(replicated: Cluster, mount: Mount) -> None:
+    load = Load(mount.path / "naming-killed-often")
+    with load:
+        kill_one_at_a_time(replicated, load, times=200, seed=random.randrange(10**6))
+    mount.remount()
+    load.check(mount.path / "naming-killed-often")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < 5
+
+
+@pytest.mark.long
+def test_a_primary_that_hangs_is_replaced_and_its_late_work_has_no_effect(
+    replicated: Cluster, mount: Mount, redis: RedisGroup
+) -> None:
+    """It goes on as primary, with requests in its sockets, until the Sentinels tell it otherwise."""
+    load = Load(mount.path / "primary-hangs")
+    with load:
+        wait_steps(load, 50)
+        before = redis.primary()
+        before.pause()
+        wait_steps(load, 100)
+        before.resume()
+        wait_steps(load, 100)
+    redis.mend()
+    mount.remount()
+    load.check(mount.path / "primary-hangs")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < STALL_SECONDS_MAX
+
+
+@pytest.mark.long
+def test_each_replica_and_sentinel_killed_in_turn_is_hardly_noticed(
+    replicated: Cluster, mount: Mount, redis: RedisGroup
+) -> None:
+    load = Load(mount.path / "each-killed")
+    with load:
+        for program in (*redis.replicas(), *redis.watchers):
+            wait_steps(load, 20)
+            program.kill()
+            wait_steps(load, 50)
+            redis.mend()
+    mount.remount()
+    load.check(mount.path / "each-killed")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < STALL_SECONDS_MAX
+
+
+@pytest.mark.long
+def test_without_sentinels_work_goes_on_with_an_alarm_and_without_replicas_it_ends_in_time(
+    replicated: Cluster, mount: Mount, redis: RedisGroup
+) -> None:
+    for sentinel in redis.watchers:
+        sentinel.kill()
+    wait_for(lambda: logs(replicated).count("no failover of Redis is possible") >= 2, "both naming servers say it", 10)
+    (mount.path / "without-sentinels").mkdir()
+    primary, replicas = redis.primary_by_role(), redis.servers
+    for server in replicas:
+        if server is not primary:
+            server.kill()
+    began = time.monotonic()
+    with pytest.raises(OSError, match=r"\[Errno 5\]"):
+        (mount.path / "without-replicas").mkdir()
+    assert time.monotonic() - began < 32
+    redis.mend()
+    wait_for(lambda: not (mount.path / "without-sentinels" / "x").exists(), "names are looked up again")
+    (mount.path / "with-replicas").mkdir()
+
+
+@pytest.mark.long
+def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_have(
+    replicated: Cluster, redis: RedisGroup
+) -> None:
+    """The old primary, a naming server and a client here; all else there. The two sides live in turns:
+    the one that is stopped is, for the other, behind a cut."""
+    before = redis.primary()
+    here = [before, replicated.namings[0]]
+    there = [*redis.replicas(), *redis.watchers, replicated.namings[1]]
+    with (
+        Ops(f"http://{replicated.addresses[0]}", replicated.secret) as isolated,
+        Ops(f"http://{replicated.addresses[1]}", replicated.secret) as other,
+    ):
+        isolated.open_session()
+        other.open_session()
+        for process in there:
+            process.pause()
+        change = isolated.mkdir(b"made-while-cut-off")
+        assert isolated.batch([change]) == [None], "neither success nor failure"
+        began = time.monotonic()
+        assert isolated.batch([isolated.read("lookup", parent=1, name=b"x")], deadline_ms=2000) == [None]
+        assert time.monotonic() - began < 5
+        for process in here:
+            process.pause()
+        for process in there:
+            process.resume()
+        assert redis.primary() is not before
+        assert [r and r[0] for r in other.batch([other.mkdir(b"made-there")])] == [0]
+        for process in here:
+            process.resume()
+        redis.mend()
+        wait_for(lambda: b"made-there" in isolated.names(), "the naming server has found the primary")
+        assert b"made-while-cut-off" not in isolated.names()
+        (again,) = isolated.batch([change])
+        assert again is not None
+        assert again[0] in (0, errno.EROFS, 1000), "done now, or the session was over"
+    assert not replicated.status()["safe_mode"]
+
+
+def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> None:
+    """The one replica that had it died with the primary: SAFE mode, and nothing is deleted."""
+    with Cluster(0, replicated=SentinelRedis) as cluster, Ops(cluster.naming_url, cluster.secret) as ops:
+        redis = cluster.replicated
+        ops.open_session()
+        primary, (with_it, without_it) = redis.primary(), redis.replicas()
+        without_it.kill()
+        assert [r and r[0] for r in ops.batch([ops.mkdir(b"acknowledged")])] == [0]
+        with_it.kill()
+        primary.kill()
+        without_it.start()
+        assert redis.primary() is without_it
+        with_it.start()  # Follows the new primary, and forgets.
+        wait_for(lambda: cluster.status()["safe_mode"], "SAFE mode")
+        assert "but change" in cluster.status()["safe_because"]
+        assert "SAFE mode, read-only" in cluster.naming.log_tail()
+        assert [r and r[0] for r in ops.batch([ops.mkdir(b"more")])] == [errno.EROFS]
+
+
+@pytest.fixture(scope="module")
+def clustered() -> Iterator[Cluster]:
+    """Three nodes, two naming servers, a Redis Cluster of six."""
+    with Cluster(3, namings=2, replicated=ClusterRedis) as cluster:
+        cluster.mount()
+        yield cluster
+
+
+@pytest.mark.long
+def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lost(clustered: Cluster) -> None:
+    (mount,), redis = clustered.mounts, clustered.replicated
+    load = Load(mount.path / "master-killed")
+    with load:
+        wait_steps(load, 100)
+        before = redis.primary()
+        before.kill()
+        wait_steps(load, 100)
+        assert redis.primary() is not before
+        before.start()
+        wait_steps(load, 50)
+    redis.mend()
+    mount.remount()
+    load.check(mount.path / "master-killed")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < STALL_SECONDS_MAX
+    assert not clustered.status()["safe_mode"]
+
+
+@pytest.mark.long
+def test_a_slot_that_moves_under_load_is_a_stall(clustered: Cluster) -> None:
+    """While keys are at two places no function works on half a volume; it goes on at the new master."""
+    (mount,), redis = clustered.mounts, clustered.replicated
+    assert isinstance(redis, ClusterRedis)
+    load = Load(mount.path / "slot-moves")
+    with load:
+        wait_steps(load, 100)
+        source, target = redis.primary(), redis.other_master()
+        moving = threading.Thread(target=redis.move_slot, args=(source, target), daemon=True)
+        moving.start()
+        moving.join(30)
+        assert redis.primary() is target
+        wait_steps(load, 100)
+    mount.remount()
+    load.check(mount.path / "slot-moves")
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert load.longest_seconds < STALL_SECONDS_MAX
+    assert "CROSSSLOT" not in logs(clustered)
