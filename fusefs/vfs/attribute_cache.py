@@ -58,6 +58,8 @@ class AttributeCache:
         self._directories: dict[InodeNumber, _Directory] = {}
         self._names: dict[InodeNumber, bytes] = {}
         self._tick = 0
+        self._forgotten = 0
+        """The tick at which entries were last forgotten for want of room."""
 
     def statistics(self) -> dict[str, int]:
         return {"inodes": len(self._inodes), "entries": len(self._entries)}
@@ -114,6 +116,8 @@ class AttributeCache:
         found = self._entries.get((parent, name))
         if found is not None and found.until > now:
             return found.ino, found.until - now
+        if found is not None and found.ino is not None:
+            return None  # It was there lately: a listing that does not have it may be the older of the two.
         directory = self._directories.get(parent)
         if directory is not None and directory.complete_until > now:
             return None, directory.complete_until - now
@@ -124,11 +128,15 @@ class AttributeCache:
         directory = self._directories.get(parent)
         if (known is not None and known.changed > tick) or (directory is not None and directory.doubted > tick):
             return
+        if known is not None and known.until > asked_at + self.seconds:
+            return  # Known from a question that was asked later and answered sooner.
         self._remember((parent, name), _Entry(ino, asked_at + self.seconds, 0))
 
     def _remember(self, key: tuple[InodeNumber, bytes], entry: _Entry) -> None:
         self._entries[key] = entry
-        if _bound(self._entries):  # What was forgotten may be what a listing did not show.
+        if _bound(self._entries):  # What was forgotten may be what a listing showed, also one still being taken in.
+            self._tick += 1
+            self._forgotten = self._tick
             for directory in self._directories.values():
                 directory.complete_until = 0.0
         if entry.ino is not None:
@@ -161,7 +169,7 @@ class AttributeCache:
     def complete(self, parent: InodeNumber, asked_at: float, tick: int) -> None:
         """All entries of the directory were put, from questions sent at or after `asked_at` and `tick`."""
         directory = self._directory(parent)
-        if directory.doubted <= tick:
+        if max(directory.doubted, self._forgotten) <= tick:
             directory.complete_until = asked_at + self.seconds
 
     def wants_listing(self, parent: InodeNumber, now: float) -> bool:
