@@ -6,13 +6,14 @@ import base64
 import binascii
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from servers.client.http import Answer, Transport
 from servers.protocol.checksum import Buffer, first_damaged_block
 from servers.protocol.errors import ExtentDamaged, ExtentMissing, NodeFailed, NodeFull
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
+from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import (
     BARRIER_PATH,
     CHECK_PATH,
@@ -23,6 +24,7 @@ from servers.protocol.storage_api import (
     INVENTORY_PATH,
     LENGTH_HEADER,
     SUMS_HEADER,
+    UNDO_PATH,
     ExtentHeader,
     unpack_extent_header,
 )  # fmt: skip
@@ -157,11 +159,23 @@ class StorageClient:
         if answer.status != 200:
             raise NodeFailed(f"{address}: barrier: {_detail(answer)}")
 
-    async def delete(self, address: str, extents: Sequence[ExtentId], *, node: str = "") -> set[ExtentId]:
-        """Those of the extents that the node does not have any more. `node`, a uuid: only if it is that one."""
-        order = {"extents": [extent_text(e) for e in extents], "node": node}
-        reply = await self._json(address, "POST", DELETE_PATH, order)
-        return set(extents) - {parse_extent_text(text) for text in reply["failed"]}
+    async def delete(self, address: str, order: DeleteOrder, signature: str) -> set[ExtentId]:
+        """Those of the order's extents that the node does not have any more. NodeFailed when it does not obey."""
+        fields = {**asdict(order), "extents": [extent_text(e) for e in order.extents], "signature": signature}
+        reply = await self._json(address, "POST", DELETE_PATH, fields)
+        return set(order.extents) - {parse_extent_text(text) for text in reply["failed"]}
+
+    async def undelete(self, address: str, extents: Sequence[ExtentId] | None, seconds: float | None) -> int:
+        """How many deleted extents the node brought back, of these or of all; ask again until there are none."""
+        wanted = None if extents is None else [extent_text(e) for e in extents]
+        reply = await self._json(address, "POST", UNDO_PATH, {"extents": wanted, "seconds": seconds})
+        return len(reply["extents"])
+
+    async def names(self, address: str, after: str | None, limit: int) -> tuple[list[ExtentId], str | None]:
+        """A page of what the node holds, without lengths: no file is opened for it. And what to ask for as `after`."""
+        query = f"?names_only=1&limit={limit}" + (f"&after={after}" if after else "")
+        reply = await self._json(address, "GET", INVENTORY_PATH + query, None)
+        return [parse_extent_text(row["id"]) for row in reply["extents"]], reply["next"]
 
     async def check(
         self,

@@ -22,6 +22,7 @@ from servers.naming.background.garbage import GarbageCollector, delete_condemned
 from servers.naming.background.schedule import Job, Schedule
 from servers.naming.redis_store import VolumeLost
 from servers.naming.routes.cluster import cluster_routes
+from servers.naming.routes.deletions import deletion_routes
 from servers.naming.routes.extents import extent_routes
 from servers.naming.routes.files import file_routes
 from servers.naming.service import Service
@@ -47,6 +48,7 @@ def make_app(service: Service) -> FastAPI:
     app.include_router(file_routes(service))
     app.include_router(cluster_routes(service))
     app.include_router(extent_routes(service))
+    app.include_router(deletion_routes(service))
 
     @app.get(HEALTH_PATH)
     async def health() -> JSONResponse:

@@ -6,10 +6,11 @@ library (`lua/`) writes them, but for `leader`.
     key after the prefix    type    value                                   invariant
     :volume                 hash    uuid, chunk_size, replicas, seq,        seq only grows; numbers are never used
                                     next_ino, next_session, next_node,      again; `safe`, the reason, is there only
-                                    files, directories, extents, bytes,     in SAFE mode (an operator who knows better
-                                    lease_ms, orphan_grace_ms,              deletes it)
-                                    condemned_grace_ms, outage_ms,
-                                    alive_ms, safe
+                                    next_order, files, directories,         in SAFE mode (an operator who knows better
+                                    extents, bytes, lease_ms,               deletes it); `held` while an operator
+                                    orphan_grace_ms, condemned_grace_ms,    holds deletions, `brake` while garbage
+                                    outage_ms, alive_ms, safe, held,        waits to be confirmed
+                                    brake, brake_off_ms
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
@@ -32,6 +33,8 @@ library (`lua/`) writes them, but for `leader`.
     :condemned_nodes        hash    extent -> nodes that still have it      the same extents as :condemned
     :collected              set     session some of whose extents were      it is over; no commit shows one of its
                                     deleted as garbage                      extents that none showed before
+    :garbage                zset    extent by when it was first seen on a   no map shows it, its session is over (as it
+                                    node, ms                                was seen last)
     :thin                   set     extents with too few replicas           a map shows them
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again

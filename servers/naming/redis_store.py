@@ -105,6 +105,11 @@ class RedisStore:
         """Why the volume cannot be worked with now; None when it can."""
 
     @property
+    def volume_uuid(self) -> str:
+        """Of the volume that this process works with; "" before it has seen one."""
+        return self._uuid.decode()
+
+    @property
     def connected(self) -> bool:
         return self._connected.is_set()
 

@@ -17,6 +17,7 @@ from typing import Any
 from servers.client.http import HttpxTransport
 from servers.client.naming import SESSION_LOST
 from servers.client.storage import StorageClient
+from servers.naming.deletion import Deletions
 from servers.naming.membership import Member, Patience, read_members
 from servers.naming.redis_store import RedisStore
 from servers.naming.settings import NamingSettings
@@ -38,6 +39,7 @@ class Service:
         self.store = RedisStore(settings)
         self.transport = HttpxTransport(secret)
         self.storage = StorageClient(self.transport)
+        self.deletions = Deletions(self.store, self.storage, secret)
         self.chance = random.Random()
         self.patience = Patience(
             settings.suspect_after_seconds, settings.dead_after_seconds, settings.returns_tolerated

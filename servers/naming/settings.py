@@ -34,6 +34,9 @@ class NamingSettings(BaseSettings):
     """Extents that no file shows any more stay on the nodes this long, for readers with an older map."""
     garbage_grace_seconds: float = Field(3600, ge=0)
     """An extent that no file ever showed is kept this long after its session has ended."""
+    garbage_brake_share: float = Field(0.05, ge=0, le=1)
+    garbage_brake_extents: int = Field(100, ge=0)
+    """Garbage above this share of a node's extents, and above so many, is not deleted before somebody confirms it."""
     garbage_interval_seconds: float = Field(600, gt=0)
     background_interval_seconds: float = Field(1, gt=0)
     metadata_deadline_seconds: float = Field(30, gt=0)

@@ -3,14 +3,14 @@
     PUT    /v1/extents/{id}?sync=1   store the body; sync=1: on stable storage before the answer
     GET    /v1/extents/{id}          the data, or the part that `Range: bytes=a-b` names
     HEAD   /v1/extents/{id}          its length
-    DELETE /v1/extents/{id}          204, also when it is not there
     GET    /v1/extents/{id}/description   where the replica lies, its footer and sums (JSON)
-    POST   /v1/extents/delete        {"extents": [...]}: many at once
     POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there, -1 for damaged;
                                      with "data": true all of it is read and compared with its sums
     POST   /v1/copies                {"copies": [...]}: fetch extents from other nodes; answers when they are on
                                      stable storage
-    GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged
+    POST   /v1/extents/delete        a signed order, see servers.protocol.orders: many at once
+    POST   /v1/extents/undelete      {"extents": [...] or null}: brings back what was deleted, as far as it is kept
+    GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged; &names_only=1: no length
     POST   /v1/barrier               answers when all that was taken before is on stable storage
     GET    /v1/space                 bytes used, free and total
     GET    /health                   the one route without the secret
@@ -42,6 +42,7 @@ LENGTH_HEADER = "dcs-length"
 """The length of the whole extent in bytes, on every GET and HEAD answer."""
 DELETE_PATH = "/v1/extents/delete"
 COPIES_PATH = "/v1/copies"
+UNDO_PATH = "/v1/extents/undelete"
 CHECK_PATH = "/v1/extents/check"
 INVENTORY_PATH = "/v1/inventory"
 BARRIER_PATH = "/v1/barrier"

@@ -4,8 +4,10 @@
       lock                          held by the one process that may use the directory
       node.uuid                     who this node is, made at first start
       volume                        whose extents these are, see known_volume.py
+      orders                        the last delete order that was obeyed, see obedience.py
       tmp/<2 hex>/                  stores under way; emptied at start
       extents/<2 hex>/<id>          a replica, see extent_file.py; the 2 hex are the id's last byte
+      condemned/<period>/<id>       a replica that was ordered deleted, kept for a while, see condemned.py
 
 Knows where things lie, not what is in them. Any thread; nothing here changes after the start.
 """
@@ -95,9 +97,10 @@ class DataDirectory:
                 used += sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
         return used
 
-    def space(self) -> DiskSpace:
+    def space(self, reclaimable_bytes: int = 0) -> DiskSpace:
+        """`reclaimable_bytes` on the disk count as free."""
         state = os.statvfs(self.root)
-        free = max(0, state.f_bavail * state.f_frsize - self._reserve_bytes)
+        free = max(0, state.f_bavail * state.f_frsize + reclaimable_bytes - self._reserve_bytes)
         return DiskSpace(free, state.f_blocks * state.f_frsize, self._space)
 
     def close(self) -> None:

@@ -23,8 +23,9 @@ from dataclasses import asdict, dataclass
 from servers.protocol.checksum import Buffer, block_sums, first_damaged_block
 from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFull
 from servers.protocol.ids import ExtentId, extent_text
-from servers.protocol.limits import KIB
+from servers.protocol.limits import KIB, MIB
 from servers.protocol.storage_api import ExtentHeader
+from servers.storage.condemned import Condemned, CondemnedExtent
 from servers.storage.data_directory import DataDirectory
 from servers.storage.disk import (
     OpenFile,
@@ -44,6 +45,8 @@ UNSYNCED_FILES_MAX = 1024
 AROUND_CACHE_BYTES_MIN = 256 * KIB
 """From here on data goes straight to the disk, and a later sync finds little left."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+PURGED_AT_ONCE_BYTES = 64 * MIB
+"""A store that finds no room has so much of what is condemned deleted, so that the next ones find some."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,8 @@ class Counters:
     copies: int = 0
     """Fetched from other nodes; among the puts, too."""
     copied_bytes: int = 0
+    restored: int = 0
+    """Condemned and brought back."""
     damaged: int = 0
     """Times that damage was met, not replicas."""
     sync_failures: int = 0
@@ -82,8 +87,9 @@ class Unsynced:
 
 
 class ExtentStore:
-    def __init__(self, directory: DataDirectory) -> None:
+    def __init__(self, directory: DataDirectory, condemned_keep_seconds: float = 0) -> None:
         self.directory = directory
+        self.condemned = Condemned(directory.root, condemned_keep_seconds)
         descriptors = raise_open_files_limit()
         self._cache = ReplicaCache(min(OPEN_FILES_MAX, descriptors // 4))
         self._unsynced_files_max = min(UNSYNCED_FILES_MAX, descriptors // 4)
@@ -188,8 +194,13 @@ class ExtentStore:
             raise
 
     def _check_room(self, size: int) -> None:
-        if self.directory.space().free_bytes < size:
-            raise NodeFull("no room on the disk")
+        if self.directory.space().free_bytes >= size:
+            return
+        if self.condemned.count and self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
+            logger.info("what is condemned makes room for a store")
+            if self.directory.space().free_bytes >= size:
+                return
+        raise NodeFull("no room on the disk")
 
     # Reading. The data is not compared with its sums: the reader does that.
 
@@ -262,6 +273,29 @@ class ExtentStore:
         with self._lock:
             self._unsynced.pop(extent, None)
 
+    def condemn(self, extent: ExtentId) -> None:
+        """The extent is not here any more, or never was; for a while it can be brought back."""
+        with suppress(FileNotFoundError):
+            size = self.condemned.take(self.directory.path(extent), extent)
+            with self._lock:
+                self._used_bytes -= size
+                self._counters.deletes += 1
+        self._cache.drop(extent)
+        with self._lock:
+            self._unsynced.pop(extent, None)
+
+    def bring_back(self, condemned: CondemnedExtent) -> bool:
+        """The condemned extent is here again; False when it is already, or was purged. Raises OSError."""
+        try:
+            rename_if_absent(condemned.path, self.directory.path(condemned.extent))
+        except (FileExistsError, FileNotFoundError):
+            return False
+        self.condemned.forget(condemned)
+        with self._lock:
+            self._used_bytes += condemned.file_bytes
+            self._counters.restored += 1
+        return True
+
     def drop_unsyncable(self, extent: ExtentId) -> None:
         """Removes a replica whose sync failed. It is not tried again: the kernel may have thrown the pages
         away and call the next fsync a success."""
@@ -296,15 +330,22 @@ class ExtentStore:
         except ExtentDamaged:
             return -1
 
-    def page(self, after: ExtentId | None, limit: int) -> tuple[list[tuple[ExtentId, int]], ExtentId | None]:
+    def page(
+        self, after: ExtentId | None, limit: int, *, names_only: bool = False
+    ) -> tuple[list[tuple[ExtentId, int]], ExtentId | None]:
         """Up to `limit` extents with their lengths (-1 for damaged), and the last one's id when more follow.
+
+        With `names_only` no file is opened, and every length is 0.
 
         Pages follow each other in a fixed order, so all that is there during the whole listing is in
         it exactly once. Raises OSError rather than leave something out.
         """
         found = list(itertools.islice(self.directory.names(after), limit + 1))
         page = found[:limit]
-        rows = [(extent, length) for extent in page if (length := self.length(extent)) is not None]
+        if names_only:
+            rows = [(extent, 0) for extent in page]
+        else:
+            rows = [(extent, length) for extent in page if (length := self.length(extent)) is not None]
         return rows, page[-1] if len(found) > limit else None
 
     def used_bytes(self) -> int:

@@ -55,10 +55,10 @@ class Heartbeat:
         transport: Transport,
         naming: Sequence[str],
         report: Callable[[], Report],
-        learn: Callable[[str, int], None] = lambda uuid, seq: None,
+        learn: Callable[[str, int, int], None] = lambda uuid, seq, now_ms: None,
     ) -> None:
-        """`naming` are host:port of naming servers; `report` and `learn`, which is told the volume and its latest
-        change, may block for the disk."""
+        """`naming` are host:port of naming servers; `report` and `learn`, which is told the volume, its latest change
+        and Redis's time in milliseconds (0 when not told), may block for the disk."""
         self._transport = transport
         self._naming = list(naming)
         self._report = report
@@ -79,7 +79,8 @@ class Heartbeat:
             try:
                 body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
                 answer = await self._tell(address, body)
-                await asyncio.to_thread(self._learn, str(answer["volume"]), int(answer.get("seq", 0)))
+                seq, now_ms = int(answer.get("seq", 0)), int(answer.get("now_ms", 0))
+                await asyncio.to_thread(self._learn, str(answer["volume"]), seq, now_ms)
                 self._accepted(address, int(answer["node"]))
             except (TryAgain, AccessDenied, OSError, ValueError, KeyError, TypeError) as error:  # Or a strange answer.
                 trouble = error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ class KnownVolume:
         self._path = root / "volume"
         self.uuid = ""
         self.seq = 0
+        self._ahead_ms: float | None = None
+        """Redis's clock less our monotonic one."""
         try:
             match = _TEXT.fullmatch(self._path.read_text("ascii"))
         except FileNotFoundError:
@@ -32,9 +35,17 @@ class KnownVolume:
         else:
             self.uuid, self.seq = match[1], int(match[2])
 
-    def learn(self, uuid: str, seq: int) -> None:
-        """The first volume is kept for good and on stable storage; its later changes, soon. Raises OSError."""
+    def now_ms(self) -> int | None:
+        """The time by Redis's clock; None before anybody told it."""
+        return None if self._ahead_ms is None else int(self._ahead_ms + time.monotonic() * 1000)
+
+    def learn(self, uuid: str, seq: int, now_ms: int = 0) -> None:
+        """The first volume is kept for good and on stable storage; its later changes, soon. Raises OSError.
+
+        `now_ms` is Redis's time as it was told, 0 when it was not."""
         is_first = not self.uuid
+        if now_ms and uuid == (self.uuid or uuid):
+            self._ahead_ms = now_ms - time.monotonic() * 1000
         if (not is_first and uuid != self.uuid) or (seq <= self.seq and not is_first):
             return
         if _TEXT.fullmatch(f"{uuid} {seq}\n") is None:

@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Kept free on the disk; by default 1 GiB, or a hundredth of a smaller disk."""
     repair_bytes_per_second: float = Field(default=100e6, gt=0)
     """Fetched from other nodes, and read to verify, for repair; what clients do has no such limit."""
+    condemned_keep_seconds: float = Field(default=24 * 3600, ge=0)
+    """What was ordered deleted can be brought back for so long, while nobody needs the room; 0: deleted at once."""
     dcs_secret_file: Path | None = None
     dcs_secret: str | None = None
     log_level: str = "info"

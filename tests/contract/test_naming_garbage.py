@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -14,7 +16,7 @@ from servers.protocol.naming_api import operation, pack_segments, unpack_attribu
 from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster, Node
 from tests.support.ops import Ops
-from tests.support.processes import wait_for
+from tests.support.processes import CHECKOUT, wait_for
 
 LONGER_THAN_ALL_GRACES = 6.0
 
@@ -108,3 +110,89 @@ def test_the_servers_own_session_is_replaced_when_it_is_lost(shared_cluster: Clu
 def test_an_operation_that_reads_needs_no_session(shared_cluster: Cluster) -> None:
     with Ops(shared_cluster.naming_url, shared_cluster.secret) as stranger:
         assert stranger.batch([operation("getattr", 0, ino=1)])[0][0] == 0  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def careful() -> Iterator[Cluster]:
+    """Two nodes; more than 5 extents of garbage on one are suspicious."""
+    with Cluster(nodes=2, REPLICATION_FACTOR="2", GARBAGE_BRAKE_EXTENTS="5", GARBAGE_GRACE_SECONDS="1") as made:
+        yield made
+
+
+def test_the_brake_stops_a_suspicious_run_until_it_is_confirmed(careful: Cluster) -> None:
+    """And `dcs gc --dry-run` says what would go, and why, while the status says that it waits."""
+    node = careful.nodes[0]
+    garbage = [extent_id(SessionNumber(888_888), n) for n in range(1, 11)]
+    for extent in garbage:
+        put(careful, node, extent, b"nobody's")
+    wait_for(lambda: "10 of 10" in careful.status()["garbage_brake"], "the brake has stopped a run")
+    assert all(has(node, extent) for extent in garbage)
+    assert "dcs gc --confirm" in careful.dcs("status").stdout.decode()
+    told = careful.dcs_json("gc", "--dry-run")
+    assert {row["extent"] for row in told["doomed"]} == {extent_text(extent) for extent in garbage}
+    assert all(row["verdict"] == "garbage" and "888888" in row["why"] for row in told["doomed"])
+    assert b"10 would be deleted" in careful.dcs("gc", "--dry-run").stdout
+    assert all(has(node, extent) for extent in garbage)
+    careful.dcs("gc", "--confirm")
+    wait_for(lambda: not any(has(node, extent) for extent in garbage), "what was confirmed is deleted")
+    wait_for(lambda: not careful.status()["garbage_brake"], "nothing waits to be confirmed")
+    wait_for(lambda: careful.status()["garbage"] == 0, "no garbage is left")
+    careful.ask_redis("HDEL", "dcs:{main}:volume", "brake_off_ms")
+
+
+def test_deletions_are_undone_and_held_until_they_may_go_on(careful: Cluster) -> None:
+    """What the nodes deleted is there again, whole; nothing goes before --resume."""
+    careful.write("/f", b"not so fast" * 100)
+    replicas = careful.replicas_of("/f")
+    assert len(replicas) == 2
+    before = {replica.path: replica.path.read_bytes() for replica in replicas}
+    careful.dcs("delete", "/f")
+    wait_for(lambda: not any(path.exists() for path in before), "the file's extent is deleted")
+    (extent,) = {replica.extent for replica in replicas}
+    done = careful.dcs_json("gc", "--undo", extent)
+    assert sorted(done["restored"].values()) == [1, 1]
+    assert {path: path.read_bytes() for path in before} == before
+    time.sleep(LONGER_THAN_ALL_GRACES)  # That something does not happen is no fact to wait for.
+    assert all(path.exists() for path in before)
+    assert careful.status()["deletions_held"]
+    careful.dcs("gc", "--resume")
+    wait_for(lambda: not any(path.exists() for path in before), "the extent, which nobody needs, is deleted again")
+
+
+def test_the_tool_on_the_node_shows_garbage_and_has_it_deleted(careful: Cluster) -> None:
+    """It deletes nothing that a file shows, and nothing by itself."""
+    node = careful.nodes[0]
+    careful.write("/live", b"needed")
+    (live,) = [replica for replica in careful.replicas_of("/live") if replica.node == node.number]
+    careful.dcs("gc", "--hold", "so that nothing else deletes it")
+    garbage = extent_id(SessionNumber(777_777), 1)
+    put(careful, node, garbage, b"nobody's")
+
+    def tool(*options: str) -> str:
+        command = [sys.executable, "-m", "servers.storage.tools.gc", "--data-dir", str(node.data_dir), *options]
+        done = subprocess.run(command, env=careful.environment, cwd=CHECKOUT, capture_output=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.decode()
+
+    said = tool()
+    assert f"{extent_text(garbage)}: no file shows it" in said
+    assert live.extent not in said
+    assert "0 deleted" in tool("--delete"), "deletions are held"
+    careful.dcs("gc", "--resume")
+    wait_for(lambda: "1 deleted" in tool("--delete") or not has(node, garbage), "it is deleted")
+    assert not has(node, garbage)
+    assert live.path.exists()
+
+
+def test_an_inventory_that_cannot_be_complete_decides_nothing(careful: Cluster) -> None:
+    node = careful.nodes[0]
+    hidden = node.data_dir / "extents" / "80"
+    hidden.rename(node.data_dir / "hidden")
+    try:
+        garbage = extent_id(SessionNumber(666_666), 1)
+        put(careful, node, garbage, b"nobody's")
+        time.sleep(LONGER_THAN_ALL_GRACES)  # That something does not happen is no fact to wait for.
+        assert has(node, garbage)
+    finally:
+        (node.data_dir / "hidden").rename(hidden)
+    wait_for(lambda: not has(node, garbage), "it is deleted once the node tells all that it holds")

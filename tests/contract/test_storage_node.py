@@ -133,7 +133,7 @@ def test_a_body_that_is_not_what_its_header_says_is_400_and_leaves_nothing(node:
 
 
 @pytest.mark.parametrize("extent", ["x", "01-1", "1-1-1", "1", "-", "1-", "G-1", "10000000000000000-1", "..", "1-1%20"])
-@pytest.mark.parametrize("method", ["PUT", "GET", "HEAD", "DELETE"])
+@pytest.mark.parametrize("method", ["PUT", "GET", "HEAD"])
 def test_what_is_no_extent_id_is_refused(node: StorageNode, method: str, extent: str) -> None:
     with RawConnection(node.address) as connection:
         connection.send(raw_request(method, f"/v1/extents/{extent}", b"x" if method == "PUT" else b""))
@@ -148,24 +148,12 @@ def test_a_sender_that_leaves_in_the_middle_leaves_nothing(node: StorageNode) ->
     assert node.temporary_files() == []
 
 
-def test_deleting_is_204_also_when_it_is_not_there(node: StorageNode) -> None:
-    node.put("b1-1", b"x")
-    used = node.http.get("/v1/space").json()["used_bytes"]
-    file_bytes = node.http.get("/v1/extents/b1-1/description").json()["file_bytes"]
-    assert [node.http.delete("/v1/extents/b1-1").status_code for _ in range(2)] == [204, 204]
-    assert node.get("b1-1").status_code == 404
-    assert node.http.get("/v1/space").json()["used_bytes"] == used - file_bytes
-
-
-def test_many_are_deleted_and_checked_at_once(node: StorageNode) -> None:
+def test_many_are_checked_at_once(node: StorageNode) -> None:
     for number in (1, 2, 3):
         node.put(f"b2-{number}", bytes(number))
     names = [f"b2-{number}" for number in (1, 2, 3, 4)]
     check = node.http.post("/v1/extents/check", json={"extents": names})
     assert check.json() == {"extents": {"b2-1": 1, "b2-2": 2, "b2-3": 3, "b2-4": None}}
-    deleted = node.http.post("/v1/extents/delete", json={"extents": ["b2-1", "b2-4"]})
-    assert (deleted.status_code, deleted.json()) == (200, {"failed": []})
-    assert node.http.post("/v1/extents/check", json={"extents": names}).json()["extents"]["b2-1"] is None
     assert node.http.post("/v1/extents/check", json={"extents": ["x"]}).status_code == 422
     assert node.http.post("/v1/extents/check", json={"extents": ["1-1"] * 4097}).status_code == 422
 
@@ -191,7 +179,7 @@ def test_the_inventory_stays_complete_while_others_are_deleted(own_node: Storage
         page = own_node.http.get(f"/v1/inventory?limit=3{after}").json()
         seen += [row["id"] for row in page["extents"]]
         for row in page["extents"][-1:]:
-            own_node.http.delete(f"/v1/extents/{row['id']}")  # The very one that the next page begins after.
+            own_node.delete(row["id"])  # The very one that the next page begins after.
         if page["next"] is None:
             break
         after = f"&after={page['next']}"
@@ -248,7 +236,7 @@ def test_a_truncated_replica_is_damaged(node: StorageNode) -> None:
     for length in (100_010, 50_000, 5, 0):
         os.truncate(path, length)
         assert node.get("b5-1").status_code == 500
-    node.http.delete("/v1/extents/b5-1")
+    node.delete("b5-1")
 
 
 def test_damage_in_the_data_is_for_the_reader_to_notice_and_the_description_to_tell(node: StorageNode) -> None:
@@ -269,12 +257,12 @@ def test_a_file_under_another_name_is_damaged(node: StorageNode) -> None:
     path = Path(node.http.get("/v1/extents/b7-1/description").json()["path"])
     path.rename(path.with_name("b8-1"))
     assert node.get("b8-1").status_code == 500
-    node.http.delete("/v1/extents/b8-1")
+    node.delete("b8-1")
 
 
 def test_a_missing_or_wrong_secret_is_401_everywhere_but_at_health(node: StorageNode) -> None:
     targets = [
-        ("GET", "/v1/extents/1-1"), ("PUT", "/v1/extents/1-1"), ("DELETE", "/v1/extents/1-1"),
+        ("GET", "/v1/extents/1-1"), ("PUT", "/v1/extents/1-1"), ("POST", "/v1/extents/undelete"),
         ("HEAD", "/v1/extents/1-1"), ("POST", "/v1/barrier"), ("GET", "/v1/space"), ("GET", "/v1/inventory"),
         ("POST", "/v1/extents/delete"), ("POST", "/v1/extents/check"), ("GET", "/v1/extents/1-1/description"),
         ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/nowhere"),
@@ -291,7 +279,7 @@ def test_a_missing_or_wrong_secret_is_401_everywhere_but_at_health(node: Storage
 
 def test_the_openapi_page_shows_every_route(node: StorageNode) -> None:
     paths = node.http.get("/openapi.json").json()["paths"]
-    assert set(paths["/v1/extents/{extent}"]) == {"put", "get", "head", "delete"}
+    assert set(paths["/v1/extents/{extent}"]) == {"put", "get", "head"}
     assert {"/health", "/v1/space", "/v1/inventory", "/v1/barrier", "/v1/extents/delete", "/v1/extents/check"} < set(
         paths
     )
@@ -363,7 +351,7 @@ def test_leftovers_of_a_crash_are_removed_at_start(own_node: StorageNode) -> Non
 
 
 def test_no_room_is_507_and_leaves_nothing(tmp_path: Path) -> None:
-    """Below the reserve nothing is taken, but reading and deleting go on."""
+    """Below the reserve nothing is taken, but reading goes on."""
     node = StorageNode(tmp_path)
     node.start()
     node.put("1-1", b"before")
@@ -372,7 +360,6 @@ def test_no_room_is_507_and_leaves_nothing(tmp_path: Path) -> None:
     assert node.put("1-2", b"more") == 507
     assert node.get("1-1").content == b"before"
     assert node.http.get("/v1/space").json()["free_bytes"] == 0
-    assert node.http.delete("/v1/extents/1-1").status_code == 204
     assert node.temporary_files() == []
     node.close()
 

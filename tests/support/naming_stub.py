@@ -21,7 +21,7 @@ class NamingStub:
                 reports.append(self.rfile.read(int(self.headers["content-length"])))
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(b'{"node": 42, "volume": "' + VOLUME + b'", "seq": 7}')
+                self.wfile.write(b'{"node": 42, "volume": "' + VOLUME + b'", "seq": 7, "now_ms": 1000000}')
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # Its name in the base class.
                 """Says nothing."""

@@ -75,6 +75,11 @@ class StorageNode(Node):
     def get(self, extent: str, **headers: str) -> httpx.Response:
         return self.http.get(f"/v1/extents/{extent}", headers=headers)
 
+    def delete(self, extent: str) -> None:
+        """Its file is gone from the disk; the node was not asked."""
+        for path in self.data_dir.glob(f"extents/*/{extent}"):
+            path.unlink()
+
     def inventory(self, limit: int = 1024) -> list[tuple[str, int]]:
         """The complete listing, page by page."""
         rows: list[tuple[str, int]] = []

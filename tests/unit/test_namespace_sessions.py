@@ -368,7 +368,7 @@ def test_metadata_that_went_back_is_noticed(volume: Volume, session: Session) ->
     assert session.errno("mkdir", parent=1, name=b"d", mode=0, uid=0, gid=0) == errno.EROFS
     volume.client.hdel(f"{volume.key}:volume", "safe")
     node = {"uuid": "n", "address": "a:1", **HEARTBEAT}
-    number, uuid, told, safe = volume.call("heartbeat", **node, volume="", seq=0)
+    number, uuid, told, safe, _ = volume.call("heartbeat", **node, volume="", seq=0)
     assert (number, uuid, told, safe) == (1, volume.uuid.encode(), seq, b"")
     assert volume.errno("heartbeat", **node, volume="other", seq=0) == errno.EXDEV
     assert volume.call("heartbeat", **node, volume=volume.uuid, seq=seq + 9)[3] != b""

@@ -54,7 +54,11 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "extents", f"{s['extents']}, each on {s['replication_factor']} nodes; {human_bytes(s['chunk_size'])} chunks"
     wrong = [f"{s[key]} {key.replace('_', ' ')}" for key in ("under_replicated", "missing", "damaged") if s[key]]
     yield "replicas", ", ".join(wrong) or "all there, as far as is known"
-    yield "deletions pending", s["deletions_pending"]
+    yield "deletions pending", f"{s['deletions_pending']} condemned, {s['garbage']} garbage"
+    if s["deletions_held"]:
+        yield "deletions held", f"{s['deletions_held']}; dcs gc --resume lets them go on"
+    if s["garbage_brake"]:
+        yield "garbage waits", f"{s['garbage_brake']}; see dcs gc --dry-run, then dcs gc --confirm"
     yield "deleted but open", s["orphans"]
     yield "sessions", s["sessions"]
 

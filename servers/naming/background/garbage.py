@@ -1,20 +1,24 @@
 """Space comes back: orphans are forgotten, condemned extents deleted, what crashed writers left found.
 
-An extent is deleted on a node only when it was condemned and its grace is over, or when no
-file ever showed it, its session is over, and it was seen in that state for the grace. A
-node that does not answer is asked again later; its extents stay on the list until it said
-that they are gone.
+An extent is deleted on a node only when it was condemned and its grace is over, or when no file
+ever showed it, its session is over, it was known in that state for the grace, and the node had told
+all that it holds. The write intent of an upload under way is its session's lease: the extent's id
+names the session, and while that lives its extents are no garbage, however long an upload takes.
+
+A node that does not answer is asked again later; its extents stay on the list until it said that
+they are gone. What a node deletes it keeps for a while, see servers/storage/condemned.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from servers.naming.keyspace import prefix
 from servers.naming.service import Service
-from servers.protocol.errors import DcsError, NodeFailed, TryAgain
+from servers.protocol.errors import DcsError, NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
@@ -26,8 +30,10 @@ ORPHANS_PER_RUN = 256
 DELETIONS_PER_RUN = 1024
 RETRY_SECONDS = 10.0
 REAPS_PER_RUN = 64
-
-VERDICT_GARBAGE = 0
+SIGHT_EXTENTS = 512
+"""Looked at in one call: Redis is held for a millisecond."""
+SIGHT_PAUSE_SECONDS = 0.01
+FORGOTTEN_PER_RUN = 10_000
 
 
 async def reap(service: Service) -> None:
@@ -65,66 +71,129 @@ async def _delete_on(service: Service, node: NodeView | None, extents: list[Exte
     if node is None or node.state == "dead":
         return set()
     try:
-        return await service.storage.delete(node.address, extents, node=node.uuid)
-    except (TryAgain, NodeFailed) as error:
+        return await service.deletions.order(node, extents)
+    except (TryAgain, NodeFailed, Refused) as error:
         log.info("node %d does not delete now: %s", node.number, error)
         return set()
+
+
+@dataclass(frozen=True)
+class Brake:
+    """Where a run stops that would remove suspiciously much."""
+
+    share: float
+    """Of a node's extents."""
+    extents_min: int
+    """So many are never suspicious."""
+
+    def limit(self, held: int) -> int:
+        return max(self.extents_min, int(held * self.share))
+
+
+@dataclass(frozen=True)
+class CollectionPlan:
+    due: tuple[ExtentId, ...]
+    """May be deleted now."""
+    waiting: int
+    """Garbage whose grace is not over."""
+    stopped: str
+    """Why nothing is due though it is garbage; "" when nothing was stopped."""
+
+
+def plan_collection(
+    held: int, since_ms: Mapping[ExtentId, int], now_ms: int, grace_ms: int, brake: Brake | None
+) -> CollectionPlan:
+    """What to delete of a node that holds so many extents, these of them garbage, known since then.
+
+    The brake looks at all of the garbage, not only at what is due, so that nothing passes it in slices.
+    None: somebody has confirmed.
+    """
+    due = tuple(extent for extent, since in since_ms.items() if now_ms - since >= grace_ms)
+    if due and brake is not None and len(since_ms) > brake.limit(held):
+        stopped = f"{len(since_ms)} of {held} extents are garbage: more than {brake.limit(held)}"
+        return CollectionPlan((), len(since_ms), stopped)
+    return CollectionPlan(due, len(since_ms) - len(due), "")
 
 
 class GarbageCollector:
     """Finds extents that no file shows and no session will commit, and deletes them after the grace.
 
-    Keeps in memory since when it has seen each; a restart begins anew, which only delays.
+    Keeps nothing but counters: since when something is garbage stands in Redis, so any naming server can go on.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._since: dict[tuple[str, ExtentId], float] = {}
+        self._key = prefix(service.settings.volume) + ":garbage"
+        settings = service.settings
+        self._grace_ms = int(settings.garbage_grace_seconds * 1000)
+        self._brake = Brake(settings.garbage_brake_share, settings.garbage_brake_extents)
         self.deleted = 0
 
     async def run(self) -> None:
-        seen: set[tuple[str, ExtentId]] = set()
+        store = self._service.store
+        now_ms, held, braked, brake_off_ms = await store.ask("deletions")
+        if held:
+            return
+        brake = self._brake if now_ms >= brake_off_ms else None
+        stopped: list[str] = []
+        left: set[ExtentId] | None = set()
         for node in await self._service.nodes():
-            if node.state != "alive":
-                seen.update(key for key in self._since if key[0] == node.uuid)
-                continue
             try:
-                seen |= await self._visit(node)
+                if node.state != "alive":
+                    raise NodeFailed(f"it is {node.state}")
+                found = await self._visit(node, brake, stopped)
+                left = None if left is None else left | found
             except DcsError as error:
                 log.info("garbage on node %d waits: %s", node.number, error)
-                seen.update(key for key in self._since if key[0] == node.uuid)
-        self._since = {key: since for key, since in self._since.items() if key in seen}
+                left = None
+        why = "; ".join(stopped).encode()
+        if why != braked:
+            if why:
+                log.error("garbage is not collected until `dcs gc --confirm`: %s", why.decode())
+            await store.ask("brake", why=why)
+        if left is not None:
+            await self._forget_all_but(left)
 
-    async def _visit(self, node: NodeView) -> set[tuple[str, ExtentId]]:
-        seen: set[tuple[str, ExtentId]] = set()
+    async def _forget_all_but(self, left: set[ExtentId]) -> None:
+        """Every node was looked through: what was garbage and is on none of them is gone."""
+        noted = await self._service.store.command("ZRANGE", self._key, 0, FORGOTTEN_PER_RUN - 1)
+        gone = [extent for extent in noted if extent not in left]
+        for at in range(0, len(gone), SIGHT_EXTENTS):
+            await self._service.store.ask("collected", gone=gone[at : at + SIGHT_EXTENTS])
+
+    async def _visit(self, node: NodeView, brake: Brake | None, stopped: list[str]) -> set[ExtentId]:
+        """The garbage that is left on the node; appends why the brake stopped, if it did."""
+        held, since_ms = await self._look_through(node)
+        now_ms = (await self._service.store.ask("deletions"))[0]
+        plan = plan_collection(held, since_ms, now_ms, self._grace_ms, brake)
+        if plan.stopped:
+            stopped.append(f"node {node.number}: {plan.stopped}")
+        left = set(since_ms)
+        for at in range(0, len(plan.due), DELETIONS_PER_RUN):
+            left -= await self._delete(node, plan.due[at : at + DELETIONS_PER_RUN])
+        return left
+
+    async def _look_through(self, node: NodeView) -> tuple[int, dict[ExtentId, int]]:
+        """How many extents the node holds, and since when which of them are garbage. All of them, or it raises."""
+        held, since_ms = 0, {}
         after: str | None = None
         while True:
-            page = await self._service.storage.inventory(node.address, after, EXTENTS_PER_CALL_MAX)
-            garbage = await self._garbage_of(page.lengths)
-            now = time.monotonic()
-            for extent in garbage:
-                self._since.setdefault((node.uuid, extent), now)
-                seen.add((node.uuid, extent))
-            grace = self._service.settings.garbage_grace_seconds
-            await self._delete(node, [e for e in garbage if now - self._since[node.uuid, e] >= grace])
-            after = page.next
+            names, after = await self._service.storage.names(node.address, after, EXTENTS_PER_CALL_MAX)
+            held += len(names)
+            for at in range(0, len(names), SIGHT_EXTENTS):
+                rows = await self._service.store.ask("sight", extents=names[at : at + SIGHT_EXTENTS])
+                since_ms.update({ExtentId(e): int(ms) for e, ms in zip(rows[::2], rows[1::2], strict=True)})
+                await asyncio.sleep(SIGHT_PAUSE_SECONDS)
             if after is None:
-                return seen
+                return held, since_ms
 
-    async def _delete(self, node: NodeView, due: list[ExtentId]) -> None:
-        if not due:
-            return
+    async def _delete(self, node: NodeView, due: tuple[ExtentId, ...]) -> set[ExtentId]:
         # In one step Redis looks again and sees to it that nobody commits them any more: only then they may go.
         doomed = [ExtentId(e) for e in await self._service.store.ask("collect", extents=due)]
         if not doomed:
-            return
-        for extent in await self._service.storage.delete(node.address, doomed, node=node.uuid):
+            return set()
+        gone = await self._service.deletions.order(node, doomed)
+        for extent in gone:
             self.deleted += 1
             log.info("deleted garbage %s on node %d", extent_text(extent), node.number)
-
-    async def _garbage_of(self, extents: Iterable[ExtentId]) -> list[ExtentId]:
-        asked = list(extents)
-        if not asked:
-            return []
-        verdicts = await self._service.store.ask("known", extents=asked)
-        return [e for e, verdict in zip(asked, verdicts, strict=True) if verdict == VERDICT_GARBAGE]
+        return gone

@@ -48,7 +48,7 @@ local function life(c, before, silence_ms, calm_ms)
 end
 
 -- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms} -> node number,
--- volume's uuid, seq, why it is in SAFE mode or ''
+-- volume's uuid, seq, why it is in SAFE mode or '', now in ms
 -- EXDEV for a node of another volume. A node that was told of a later change than is here: SAFE mode.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
@@ -68,7 +68,7 @@ internal('heartbeat', {}, {
   local since, returns = life(c, before and unpack_value(before), a.silence_ms, a.calm_ms)
   call('HSET', c.K .. ':nodes', number,
     pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms, since, returns }))
-  return { 0, tonumber(number), argv[4], seq, c.safe or '' }
+  return { 0, tonumber(number), argv[4], seq, c.safe or '', c.ms }
 end)
 
 -- nodes {} -> now in ms, number, record, since when it is drained in ms or 0, number, ...
@@ -105,7 +105,7 @@ end)
 -- status {} -> a map of what the volume holds and what waits to be done
 read('status', {}, function(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq',
-    'chunk_size', 'replicas')
+    'chunk_size', 'replicas', 'held', 'brake')
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
     seq = tonumber(v[6]), safe = c.safe or '', chunk_size = tonumber(v[7]), replicas = tonumber(v[8]),
@@ -114,6 +114,7 @@ read('status', {}, function(c)
     stubs = call('ZCOUNT', c.K .. ':orphans', text(c.ms + c:setting('orphan_grace_ms') + 1), '+inf'),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
+    garbage = call('ZCARD', c.K .. ':garbage'), held = v[9] or '', brake = v[10] or '',
   } }
 end)
 

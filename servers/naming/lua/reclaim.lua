@@ -1,5 +1,8 @@
 -- Space comes back: orphans are forgotten, their maps let go in steps, condemned extents deleted.
--- In SAFE mode nothing of this happens: whatever looks unneeded may be what was forgotten.
+-- In SAFE mode nothing of this happens: whatever looks unneeded may be what was forgotten. While an operator
+-- holds deletions (`held`), nothing is deleted from the nodes.
+
+function Call:may_delete() return not self.safe and not call('HGET', self.K .. ':volume', 'held') end
 
 -- Forgets an inode without a name; its map is let go in steps.
 local function forget_inode(c, ino)
@@ -52,7 +55,7 @@ end)
 -- condemned {count} -> extent, nodes, extent, nodes, ...: whose grace is over
 read('condemned', { count = 'count' }, function(c, a)
   local reply = { 0 }
-  if c.safe then return reply end
+  if not c:may_delete() then return reply end
   for _, extent in ipairs(call('ZRANGEBYSCORE', c.K .. ':condemned', '-inf', text(c.ms), 'LIMIT', 0, text(a.count))) do
     reply[#reply + 1] = extent
     reply[#reply + 1] = call('HGET', c.K .. ':condemned_nodes', extent)
@@ -96,10 +99,30 @@ read('known', { extents = 'list' }, function(c, a)
   return reply
 end)
 
+-- sight {extents} -> extent, since ms, ...: those of them that nobody needs, and since when that is known
+-- Notes it of the new ones. What somebody needs after all, by another session's commit, is no garbage any more.
+internal('sight', {}, { extents = 'list' }, function(c, a)
+  local reply, garbage, fresh = { 0 }, c.K .. ':garbage', {}
+  if not c:may_delete() then return reply end
+  if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
+  for _, extent in ipairs(a.extents) do
+    if verdict(c, extent) == GARBAGE then
+      local since = call('ZSCORE', garbage, extent)
+      if not since then
+        fresh[#fresh + 1], fresh[#fresh + 2] = text(c.ms), extent
+      end
+      reply[#reply + 1] = extent
+      reply[#reply + 1] = tonumber(since or c.ms)
+    end
+  end
+  if #fresh > 0 then call('ZADD', garbage, unpack(fresh)) end
+  return reply
+end)
+
 -- collect {extents} -> those of them that may be deleted, because from now on nobody can commit them
 internal('collect', {}, { extents = 'list' }, function(c, a)
   local reply = { 0 }
-  if c.safe then return reply end
+  if not c:may_delete() then return reply end
   if not texts(a.extents) then return { EINVAL } end
   for _, extent in ipairs(a.extents) do
     if verdict(c, extent) == GARBAGE then
@@ -109,4 +132,52 @@ internal('collect', {}, { extents = 'list' }, function(c, a)
     end
   end
   return reply
+end)
+
+-- collected {gone: extents} -> ; no node has these any more
+internal('collected', {}, { gone = 'list' }, function(c, a)
+  if not texts(a.gone) then return { EINVAL } end
+  for _, extent in ipairs(a.gone) do call('ZREM', c.K .. ':garbage', extent) end
+  return { 0 }
+end)
+
+-- why {extents} -> for each: verdict, its session, since when it is garbage or when its deletion is due, ms, or 0
+read('why', { extents = 'list' }, function(c, a)
+  local reply = { 0 }
+  if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
+  for _, extent in ipairs(a.extents) do
+    local found, _, session = verdict(c, extent), nil, 0
+    if #extent == 16 then _, _, session = c:owner_key(extent) end
+    local set = ({ [GARBAGE] = ':garbage', [CONDEMNED] = ':condemned' })[found]
+    reply[#reply + 1] = found
+    reply[#reply + 1] = tonumber(session)
+    reply[#reply + 1] = tonumber(set and call('ZSCORE', c.K .. set, extent) or 0)
+  end
+  return reply
+end)
+
+-- order {} -> the number of a delete order, the latest change, now in ms; EROFS when nothing may be deleted
+internal('order', {}, {}, function(c)
+  if not c:may_delete() then return { EROFS } end
+  return { 0, call('HINCRBY', c.K .. ':volume', 'next_order', 1), c:setting('seq'), c.ms }
+end)
+
+-- deletions {} -> now in ms, why they are held or '', why the brake stopped or '', until when it is off, ms
+read('deletions', {}, function(c)
+  local v = call('HMGET', c.K .. ':volume', 'held', 'brake', 'brake_off_ms')
+  return { 0, c.ms, v[1] or '', v[2] or '', tonumber(v[3] or 0) }
+end)
+
+-- hold {why} -> ; no node is told to delete anything, until it is called with an empty reason
+internal('hold', {}, { why = 'bytes' }, function(c, a)
+  if a.why == '' then call('HDEL', c.K .. ':volume', 'held') else call('HSET', c.K .. ':volume', 'held', a.why) end
+  return { 0 }
+end)
+
+-- brake {why, off_ms?} -> ; notes why garbage is not collected, or that for so long it is without a limit
+internal('brake', {}, { why = 'bytes', off_ms = 'count?' }, function(c, a)
+  local volume = c.K .. ':volume'
+  if a.off_ms then call('HSET', volume, 'brake_off_ms', text(c.ms + a.off_ms)) end
+  if a.why == '' then call('HDEL', volume, 'brake') else call('HSET', volume, 'brake', a.why) end
+  return { 0 }
 end)

@@ -45,6 +45,8 @@ class Registered(BaseModel):
     seq: int
     """The volume's latest change. What the node knows of both it says in its next heartbeats."""
     safe_mode: bool
+    now_ms: int
+    """Redis's time, which delete orders expire by."""
 
 
 class Node(BaseModel):
@@ -80,6 +82,12 @@ class Status(BaseModel):
     missing: int
     damaged: int
     deletions_pending: int
+    garbage: int
+    """Extents found on nodes that no file shows and no session will commit; deleted after their grace."""
+    deletions_held: str
+    """Why no node is told to delete anything; "" when they are."""
+    garbage_brake: str
+    """Why garbage is not collected until somebody confirms it; "" when it is."""
     orphans: int
     """Files without a name that somebody may still have open."""
     purging: int
@@ -99,7 +107,7 @@ def cluster_routes(service: Service) -> APIRouter:
     async def register_storage(node: Registration) -> Registered:
         """A storage node is there, or still there: registration and heartbeat are one. 409 for another volume's."""
         try:
-            number, volume, seq, safe = await store.ask(
+            number, volume, seq, safe, now_ms = await store.ask(
                 "heartbeat", uuid=node.uuid, address=node.address, rack=node.rack, space=node.space,
                 used=node.used_bytes, free=node.free_bytes, total=node.total_bytes, volume=node.volume, seq=node.seq,
                 silence_ms=int(service.patience.suspect_after_seconds * 1000), calm_ms=int(CALM_SECONDS * 1000),
@@ -110,7 +118,7 @@ def cluster_routes(service: Service) -> APIRouter:
             mine = f"this is not volume {node.volume}, whose extents the node keeps"
             log.error("storage node %s at %s is refused: %s", node.uuid, node.address, mine)
             raise HTTPException(409, mine) from error
-        return Registered(node=number, volume=volume.decode(), seq=seq, safe_mode=bool(safe))
+        return Registered(node=number, volume=volume.decode(), seq=seq, safe_mode=bool(safe), now_ms=now_ms)
 
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
@@ -125,12 +133,12 @@ def cluster_routes(service: Service) -> APIRouter:
         space = cluster_space(views)
         return Status(
             nodes=_nodes(views), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
-            safe_because=v["safe"].decode(),
+            safe_because=v["safe"].decode(), deletions_held=v["held"].decode(), garbage_brake=v["brake"].decode(),
             missing=0, total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "under_replicated", "damaged",
-                "deletions_pending", "orphans", "purging",
+                "deletions_pending", "garbage", "orphans", "purging",
             )},
         )  # fmt: skip
 

@@ -48,7 +48,7 @@ def extent_routes(service: Service) -> APIRouter:
     @routes.post(DAMAGE_PATH)
     async def report_damage(damage: Damage) -> dict[str, int]:
         """A reader found a replica damaged or missing; `new` is 1 the first time."""
-        extent = _extent(damage.extent)
+        extent = extent_of(damage.extent)
         (new,) = await store.ask("damage", extent=extent, node=damage.node, why=damage.why.encode())
         return {"new": new}
 
@@ -66,7 +66,7 @@ def extent_routes(service: Service) -> APIRouter:
     @routes.post("/v1/extents/known")
     async def known(asked: Extents) -> Known:
         """What metadata says of each extent: whether a file shows it, or why not."""
-        extents = [_extent(text) for text in asked.extents]
+        extents = [extent_of(text) for text in asked.extents]
         verdicts = await store.ask("known", extents=extents)
         return Known(extents={text: VERDICTS[v] for text, v in zip(asked.extents, verdicts, strict=True)})
 
@@ -110,7 +110,8 @@ def _note(found: dict[tuple[ExtentId, int], dict[str, Any]], segment: list[Any],
     row["length"] = max(row["length"], within + length)
 
 
-def _extent(text: str) -> ExtentId:
+def extent_of(text: str) -> ExtentId:
+    """Raises HTTPException."""
     try:
         return parse_extent_text(text)
     except ValueError as error:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import struct
+import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
@@ -13,6 +16,7 @@ from servers.protocol.errors import ExtentDamaged
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import CHUNK_BYTES_MAX, COPIES_PER_ORDER_MAX, COPY_SOURCES_MAX, EXTENTS_PER_CALL_MAX
 from servers.protocol.names import escape
+from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import (
     CHECK_PATH,
     COPIES_PATH,
@@ -21,9 +25,13 @@ from servers.protocol.storage_api import (
     HEALTH_PATH,
     INVENTORY_PATH,
     SPACE_PATH,
+    UNDO_PATH,
 )
 from servers.storage.node import StorageNode
+from servers.storage.obedience import OrderRefused
 from servers.storage.replicate import Copy
+
+logger = logging.getLogger(__name__)
 
 ID_PATTERN = r"^(0|[1-9a-f][0-9a-f]{0,15})-(0|[1-9a-f][0-9a-f]{0,15})$"
 ExtentText = Annotated[str, Field(pattern=ID_PATTERN, examples=["2a-1f"])]
@@ -36,8 +44,29 @@ class Extents(BaseModel):
         return [parse_extent_text(text) for text in self.extents]
 
 
-class DeleteOrder(Extents):
-    node: str = Field("", max_length=64, description="uuid of the node that is meant: another one does not obey")
+class Order(Extents):
+    """A delete order: who may give one, and which are obeyed, says `servers.protocol.orders`."""
+
+    volume: str = Field(max_length=64)
+    node: str = Field(max_length=64, description="uuid of the node that is meant: another one does not obey")
+    number: int = Field(ge=0, le=2**53)
+    seq: int = Field(ge=0, le=2**53)
+    expires_ms: int = Field(ge=0, le=2**53)
+    signature: str = Field(max_length=64)
+
+    def read(self) -> DeleteOrder:
+        return DeleteOrder(self.volume, self.node, self.number, self.seq, self.expires_ms, tuple(self.ids()))
+
+
+class Undo(BaseModel):
+    extents: list[ExtentText] | None = Field(None, max_length=EXTENTS_PER_CALL_MAX, description="null: all")
+    seconds: float | None = Field(None, ge=0, description="only what was condemned so long ago at most")
+    limit: int = Field(EXTENTS_PER_CALL_MAX, ge=1, le=EXTENTS_PER_CALL_MAX)
+
+
+class Restored(BaseModel):
+    extents: list[str]
+    """Brought back; ask again until there are none."""
 
 
 class Deleted(BaseModel):
@@ -102,6 +131,9 @@ class SpaceReply(BaseModel):
     space: str
     """Names the file system: equal for nodes that share one."""
     rack: str
+    condemned_extents: int
+    condemned_bytes: int
+    """Deleted, and kept for a while; they count as free."""
     statistics: dict[str, int]
 
 
@@ -139,14 +171,27 @@ def control_routes(node: StorageNode) -> APIRouter:
     async def space() -> SpaceReply:
         """Bytes used by extents, and those free and in all of the disk; with counters since the start."""
         report = await asyncio.to_thread(node.report)
-        return SpaceReply(node=node.heartbeat.node_number, statistics=store.statistics(), **vars(report))
+        return SpaceReply(
+            node=node.heartbeat.node_number, statistics=store.statistics(), **vars(report),
+            condemned_extents=store.condemned.count, condemned_bytes=store.condemned.file_bytes,
+        )  # fmt: skip
 
     @routes.post(DELETE_PATH)
-    async def delete(order: DeleteOrder) -> Deleted:
-        """Deletes many. What is not there counts as deleted. 409 where another node was meant."""
-        if order.node and order.node != node.directory.uuid:
-            raise HTTPException(409, f"this is not node {order.node}")
-        return Deleted(failed=await asyncio.to_thread(_delete_all, node, order.ids()))
+    async def delete(order: Order) -> Deleted:
+        """Deletes many, so that they can be brought back for a while. What is not there counts as deleted. 409 for an
+        order that must not be obeyed: not signed, late, replayed, for another node, or from older metadata."""
+        wanted = order.read()
+        try:
+            await asyncio.to_thread(node.obedience.accept, wanted, order.signature)
+        except OrderRefused as error:
+            logger.warning("delete order %d is refused: %s", wanted.number, error)
+            raise HTTPException(409, str(error)) from error
+        return Deleted(failed=await asyncio.to_thread(_delete_all, node, wanted.extents))
+
+    @routes.post(UNDO_PATH)
+    async def undelete(undo: Undo) -> Restored:
+        """Brings back what was deleted, as far as it is kept."""
+        return Restored(extents=await asyncio.to_thread(_bring_back, node, undo))
 
     @routes.post(CHECK_PATH)
     async def check(question: Question) -> Lengths:
@@ -177,10 +222,12 @@ def control_routes(node: StorageNode) -> APIRouter:
     async def inventory(
         after: Annotated[str | None, Query(pattern=ID_PATTERN, examples=["2a-1f"])] = None,
         limit: Annotated[int, Query(ge=1, le=EXTENTS_PER_CALL_MAX)] = 1024,
+        names_only: bool = False,
     ) -> Inventory:
-        """What the node holds, a page at a time: complete, or an error."""
+        """What the node holds, a page at a time: complete, or an error. With `names_only` no file is opened for its
+        length, which is 0 then."""
         position = parse_extent_text(after) if after is not None else None
-        rows, last = await asyncio.to_thread(store.page, position, limit)
+        rows, last = await asyncio.to_thread(store.page, position, limit, names_only=names_only)
         return Inventory(
             extents=[Row(id=extent_text(extent), length=length) for extent, length in rows],
             next=extent_text(last) if last is not None else None,
@@ -194,14 +241,29 @@ def control_routes(node: StorageNode) -> APIRouter:
     return routes
 
 
-def _delete_all(node: StorageNode, extents: list[ExtentId]) -> list[str]:
+def _delete_all(node: StorageNode, extents: Sequence[ExtentId]) -> list[str]:
     failed = []
     for extent in extents:
         try:
-            node.store.delete(extent)
+            node.store.condemn(extent)
         except OSError:
             failed.append(extent_text(extent))
     return failed
+
+
+def _bring_back(node: StorageNode, undo: Undo) -> list[str]:
+    """Up to the limit, the latest condemned first where one was condemned twice."""
+    wanted = None if undo.extents is None else {parse_extent_text(text) for text in undo.extents}
+    oldest = 0.0 if undo.seconds is None else time.time() - undo.seconds
+    restored: list[str] = []
+    for one in node.store.condemned.listing():
+        if len(restored) >= undo.limit:
+            break
+        if one.condemned_until_s >= oldest and (wanted is None or one.extent in wanted) and node.store.bring_back(one):
+            restored.append(extent_text(one.extent))
+    if restored:
+        logger.warning("%d deleted extents were brought back", len(restored))
+    return restored
 
 
 def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: the fields of Description.

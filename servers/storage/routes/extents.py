@@ -35,7 +35,6 @@ REPLY_MEMORY_SECONDS = 5.0
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})", re.ASCII)
 _CREATED = json_reply(201, {"stored": True})
 _HAD = json_reply(200, {"stored": False})
-_EMPTY = LaneReply(204)
 _SYNCED = json_reply(200, {"synced": True})
 
 
@@ -49,7 +48,6 @@ class ExtentRoutes:
             Lane("PUT", EXTENTS_PATH, self.put, body_bytes_max=CHUNK_BYTES_MAX),
             Lane("GET", EXTENTS_PATH, self.get),
             Lane("HEAD", EXTENTS_PATH, self.head),
-            Lane("DELETE", EXTENTS_PATH, self.delete),
             Lane("POST", BARRIER_PATH, self.barrier),
         ]
 
@@ -111,15 +109,6 @@ class ExtentRoutes:
             return LaneReply(200, (), _data_headers(replica, 0, length), content_length=length)
 
         return _in_thread(self._node.readers, look)
-
-    def delete(self, request: LaneRequest) -> Awaitable[LaneReply]:
-        """The extent is not here any more, or never was."""
-
-        def remove() -> LaneReply:
-            self._store.delete(_extent(request))
-            return _EMPTY
-
-        return _in_thread(self._node.writers, remove)
 
     async def barrier(self, request: LaneRequest) -> LaneReply:
         """Answers when all that was stored before is on stable storage; 500 names what was lost instead."""

@@ -1,0 +1,145 @@
+"""Garbage collection under attack: no extent that a file shows is ever deleted, and garbage still goes to zero."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_text
+from servers.protocol.naming_api import pack_segments, unpack_attributes
+from tests.support.cluster import Cluster
+from tests.support.ops import Ops
+from tests.support.processes import wait_for
+
+LONGER_THAN_ALL_GRACES = 3.0
+
+
+@pytest.fixture(scope="module")
+def attacked() -> Iterator[Cluster]:
+    """Its graces are shorter than anything under way; whatever is garbage is deleted without asking."""
+    settings = {
+        "GARBAGE_GRACE_SECONDS": "0.5", "GARBAGE_INTERVAL_SECONDS": "0.3", "CONDEMNED_GRACE_SECONDS": "0.5",
+        "GARBAGE_BRAKE_SHARE": "1", "SESSION_LEASE_SECONDS": "10",
+    }  # fmt: skip
+    with Cluster(**settings) as made:
+        yield made
+
+
+def live_replicas(cluster: Cluster) -> dict[tuple[str, int], bool]:
+    """Each extent that a file shows on each node that should have it, and whether its file is on that disk."""
+    found: dict[tuple[str, int], bool] = {}
+    after: str | None = "0"
+    while after is not None:
+        page = cluster.rest("GET", f"/v1/extents?after={after}").json()
+        for row in page["extents"]:
+            for number in row["nodes"]:
+                found[row["id"], number] = cluster.node(number).path_of(row["id"]) is not None
+        after = page["next"]
+    return found
+
+
+def assert_all_alive(cluster: Cluster, at_least: int) -> None:
+    found = live_replicas(cluster)
+    assert len(found) >= at_least, "the files that should be there are not"
+    assert all(found.values()), [key for key, is_there in found.items() if not is_there]
+
+
+def upload(cluster: Cluster, extent: ExtentId, data: bytes) -> tuple[int, ...]:
+    for node in cluster.nodes:
+        answer = httpx.put(
+            f"http://{node.address}/v1/extents/{extent_text(extent)}", content=data, trust_env=False,
+            headers={"authorization": f"Bearer {cluster.secret}"},
+        )  # fmt: skip
+        assert answer.status_code in (200, 201), answer.text
+    return tuple(node.number for node in cluster.nodes)
+
+
+def test_an_upload_that_takes_longer_than_every_grace_is_no_garbage(attacked: Cluster) -> None:
+    """The session that lives is its write intent."""
+    with Ops(attacked.naming_url, attacked.secret) as ops:
+        ops.open_session()
+        extent = extent_id(ops.session, 1)
+        nodes = upload(attacked, extent, b"slowly" * 100)
+        for _ in range(3):
+            time.sleep(1)
+            ops.ask("session_renew")
+        (made,) = ops.batch([ops.make("create", parent=1, name=b"slow", mode=0o644, uid=0, gid=0, exclusive=True)])
+        assert made is not None
+        ino = unpack_attributes(made[1], made[2]).ino
+        segments = pack_segments([Segment(0, extent, 0, 600, nodes)])  # type: ignore[arg-type]  # any numbers will do
+        (reply,) = ops.batch([ops.make("commit", ino=ino, chunks=[0, segments], end=600, synced=True)])
+        assert reply is not None
+        assert reply[0] == 0
+    assert attacked.read("/slow") == b"slowly" * 100
+    assert_all_alive(attacked, 3)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.long)])
+def test_naming_servers_and_nodes_killed_in_any_step_delete_nothing_that_is_needed(
+    attacked: Cluster, kills: int
+) -> None:
+    """Files and garbage come and go meanwhile; what is left is exactly what files show."""
+    seed = int(os.environ.get("SEED", time.time_ns() % 1_000_000))
+    print(f"SEED={seed}")
+    chance = random.Random(seed)
+    content = {f"/kept{n}": os.urandom(chance.randrange(1, 50_000)) for n in range(5)}
+    for name, data in content.items():
+        attacked.write(name, data, "--overwrite")
+    for round_number in range(kills):
+        for n in range(3):
+            upload(attacked, extent_id(SessionNumber(500_000 + round_number), n + 1), b"nobody's")
+        attacked.write("/passing", os.urandom(1000), "--overwrite")
+        victim = chance.choice([attacked.naming, attacked.naming, *attacked.nodes])
+        time.sleep(chance.random() * 0.8)
+        victim.kill()
+        victim.start()
+        attacked.wait_alive(3)
+        assert_all_alive(attacked, 3 * len(content))
+    attacked.wait_clean()
+    wait_for(lambda: attacked.status()["garbage"] == 0, "no garbage is left")
+    assert_all_alive(attacked, 3 * len(content))
+    for name, data in content.items():
+        assert attacked.read(name) == data
+    expected = {extent for extent, _ in live_replicas(attacked)}
+    wait_for(lambda: all(node.extents() == expected for node in attacked.nodes), "each node has what files show")
+
+
+def test_redis_restored_from_an_earlier_hour_deletes_nothing(attacked: Cluster) -> None:
+    """What was written since looks like garbage to it. The nodes know better, though every naming server was new."""
+    data = attacked.directory / "redis"
+    attacked.naming.stop()
+    attacked.redis.stop()
+    shutil.copytree(data, attacked.directory / "earlier")
+    attacked.redis.start()
+    attacked.naming.start()
+    attacked.wait_alive(3)
+    attacked.write("/since", b"written since" * 1000)
+    held = {node.number: node.extents() for node in attacked.nodes}
+    wait_for(lambda: all(_knows(attacked, node.data_dir) for node in attacked.nodes), "the nodes know of the change")
+    attacked.naming.stop()
+    attacked.redis.stop()
+    shutil.rmtree(data)
+    shutil.copytree(attacked.directory / "earlier", data)
+    attacked.redis.start()
+    attacked.naming.start()
+    wait_for(lambda: attacked.status()["safe_mode"], "the naming server heard of it")
+    time.sleep(LONGER_THAN_ALL_GRACES)  # That something does not happen is no fact to wait for.
+    assert {node.number: node.extents() for node in attacked.nodes} == held
+    # Somebody who does not know better turns SAFE mode off: the nodes still do not obey, and turn it on again.
+    attacked.ask_redis("HDEL", "dcs:{main}:volume", "safe")
+    time.sleep(LONGER_THAN_ALL_GRACES)
+    assert {node.number: node.extents() for node in attacked.nodes} == held
+
+
+def _knows(cluster: Cluster, data_dir: object) -> bool:
+    seq = int(cluster.ask_redis("HGET", "dcs:{main}:volume", "seq"))
+    with open(f"{data_dir}/volume", encoding="ascii") as file:
+        return int(file.read().split()[1]) >= seq

@@ -1,0 +1,44 @@
+"""What a round of the garbage collector may delete: pure."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from servers.naming.background.garbage import Brake, plan_collection
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+
+GRACE = 1_000
+extents = st.integers(1, 500).map(lambda n: extent_id(SessionNumber(1), n))
+sightings = st.dictionaries(extents, st.integers(0, 5_000), max_size=200)
+brakes = st.builds(Brake, st.floats(0, 1), st.integers(0, 100))
+
+
+@given(since=sightings, extra=st.integers(0, 1_000), now=st.integers(0, 6_000), brake=st.none() | brakes)
+def test_nothing_goes_before_its_grace_and_never_more_than_the_brake_allows(
+    since: dict[ExtentId, int], extra: int, now: int, brake: Brake | None
+) -> None:
+    held = len(since) + extra
+    plan = plan_collection(held, since, now, GRACE, brake)
+    assert all(now - since[extent] >= GRACE for extent in plan.due)
+    assert len(plan.due) + plan.waiting == len(since)
+    if brake is not None:
+        assert len(plan.due) <= brake.limit(held)
+    if not plan.stopped:
+        assert set(plan.due) == {extent for extent, ms in since.items() if now - ms >= GRACE}
+    else:
+        assert not plan.due
+
+
+@given(since=sightings, now=st.integers(6_001, 9_000))
+def test_without_a_brake_all_of_it_goes_in_the_end(since: dict[ExtentId, int], now: int) -> None:
+    assert set(plan_collection(len(since), since, now, GRACE, None).due) == set(since)
+
+
+def test_the_brake_cannot_be_passed_in_slices() -> None:
+    """It counts what is still waiting as well."""
+    since = {extent_id(SessionNumber(1), n): 0 if n <= 3 else 999 for n in range(1, 21)}
+    plan = plan_collection(100, since, GRACE, GRACE, Brake(0.05, 5))
+    assert plan.due == ()
+    assert "20 of 100" in plan.stopped
+    assert len(plan_collection(100, since, GRACE, GRACE, Brake(0.2, 5)).due) == 3
