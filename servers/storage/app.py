@@ -14,6 +14,7 @@ from servers.serving.lane import Lane
 from servers.serving.lane_route import lane_response, lane_route
 from servers.storage.node import StorageNode
 from servers.storage.routes.control import ID_PATTERN, control_routes
+from servers.storage.routes.deletion import deletion_routes
 from servers.storage.routes.refusals import refusal
 
 _RAW = {"schema": {"type": "string", "format": "binary"}}
@@ -27,6 +28,7 @@ def create_app(node: StorageNode, lanes: Sequence[Lane]) -> FastAPI:
 
     app = FastAPI(title="Distributed Chunk Storage: storage node", lifespan=lifespan)
     app.include_router(control_routes(node))
+    app.include_router(deletion_routes(node))
     for lane in lanes:
         _add_lane(app, lane)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -57,7 +58,7 @@ def test_a_signature_is_good_for_its_order_and_secret_alone() -> None:
     assert GOOD.is_signed(signature, SECRET)
     assert not GOOD.is_signed(signature, SECRET + "2")
     assert not GOOD.is_signed("é" + signature[1:], SECRET)
-    changes = {"volume": "b", "node": "b", "number": 6, "seq": 101, "expires_ms": 2_001, "extents": ()}
+    changes: dict[str, Any] = {"volume": "b", "node": "b", "number": 6, "seq": 101, "expires_ms": 2_001, "extents": ()}
     for name, value in changes.items():
         assert not replace(GOOD, **{name: value}).is_signed(signature, SECRET), name
 

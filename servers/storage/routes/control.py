@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import struct
-import time
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
@@ -16,22 +13,16 @@ from servers.protocol.errors import ExtentDamaged
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import CHUNK_BYTES_MAX, COPIES_PER_ORDER_MAX, COPY_SOURCES_MAX, EXTENTS_PER_CALL_MAX
 from servers.protocol.names import escape
-from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import (
     CHECK_PATH,
     COPIES_PATH,
-    DELETE_PATH,
     EXTENTS_PATH,
     HEALTH_PATH,
     INVENTORY_PATH,
     SPACE_PATH,
-    UNDO_PATH,
 )
 from servers.storage.node import StorageNode
-from servers.storage.obedience import OrderRefused
 from servers.storage.replicate import Copy
-
-logger = logging.getLogger(__name__)
 
 ID_PATTERN = r"^(0|[1-9a-f][0-9a-f]{0,15})-(0|[1-9a-f][0-9a-f]{0,15})$"
 ExtentText = Annotated[str, Field(pattern=ID_PATTERN, examples=["2a-1f"])]
@@ -42,36 +33,6 @@ class Extents(BaseModel):
 
     def ids(self) -> list[ExtentId]:
         return [parse_extent_text(text) for text in self.extents]
-
-
-class Order(Extents):
-    """A delete order: who may give one, and which are obeyed, says `servers.protocol.orders`."""
-
-    volume: str = Field(max_length=64)
-    node: str = Field(max_length=64, description="uuid of the node that is meant: another one does not obey")
-    number: int = Field(ge=0, le=2**53)
-    seq: int = Field(ge=0, le=2**53)
-    expires_ms: int = Field(ge=0, le=2**53)
-    signature: str = Field(max_length=64)
-
-    def read(self) -> DeleteOrder:
-        return DeleteOrder(self.volume, self.node, self.number, self.seq, self.expires_ms, tuple(self.ids()))
-
-
-class Undo(BaseModel):
-    extents: list[ExtentText] | None = Field(None, max_length=EXTENTS_PER_CALL_MAX, description="null: all")
-    seconds: float | None = Field(None, ge=0, description="only what was condemned so long ago at most")
-    limit: int = Field(EXTENTS_PER_CALL_MAX, ge=1, le=EXTENTS_PER_CALL_MAX)
-
-
-class Restored(BaseModel):
-    extents: list[str]
-    """Brought back; ask again until there are none."""
-
-
-class Deleted(BaseModel):
-    failed: list[str]
-    """Those that are still there."""
 
 
 class Question(Extents):
@@ -176,23 +137,6 @@ def control_routes(node: StorageNode) -> APIRouter:
             condemned_extents=store.condemned.count, condemned_bytes=store.condemned.file_bytes,
         )  # fmt: skip
 
-    @routes.post(DELETE_PATH)
-    async def delete(order: Order) -> Deleted:
-        """Deletes many, so that they can be brought back for a while. What is not there counts as deleted. 409 for an
-        order that must not be obeyed: not signed, late, replayed, for another node, or from older metadata."""
-        wanted = order.read()
-        try:
-            await asyncio.to_thread(node.obedience.accept, wanted, order.signature)
-        except OrderRefused as error:
-            logger.warning("delete order %d is refused: %s", wanted.number, error)
-            raise HTTPException(409, str(error)) from error
-        return Deleted(failed=await asyncio.to_thread(_delete_all, node, wanted.extents))
-
-    @routes.post(UNDO_PATH)
-    async def undelete(undo: Undo) -> Restored:
-        """Brings back what was deleted, as far as it is kept."""
-        return Restored(extents=await asyncio.to_thread(_bring_back, node, undo))
-
     @routes.post(CHECK_PATH)
     async def check(question: Question) -> Lengths:
         """The length of each."""
@@ -239,31 +183,6 @@ def control_routes(node: StorageNode) -> APIRouter:
         return Description(**await asyncio.to_thread(_describe, node, parse_extent_text(extent)))
 
     return routes
-
-
-def _delete_all(node: StorageNode, extents: Sequence[ExtentId]) -> list[str]:
-    failed = []
-    for extent in extents:
-        try:
-            node.store.condemn(extent)
-        except OSError:
-            failed.append(extent_text(extent))
-    return failed
-
-
-def _bring_back(node: StorageNode, undo: Undo) -> list[str]:
-    """Up to the limit, the latest condemned first where one was condemned twice."""
-    wanted = None if undo.extents is None else {parse_extent_text(text) for text in undo.extents}
-    oldest = 0.0 if undo.seconds is None else time.time() - undo.seconds
-    restored: list[str] = []
-    for one in node.store.condemned.listing():
-        if len(restored) >= undo.limit:
-            break
-        if one.condemned_until_s >= oldest and (wanted is None or one.extent in wanted) and node.store.bring_back(one):
-            restored.append(extent_text(one.extent))
-    if restored:
-        logger.warning("%d deleted extents were brought back", len(restored))
-    return restored
 
 
 def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: the fields of Description.
