@@ -17,6 +17,7 @@ from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import (
     BARRIER_PATH,
     CHECK_PATH,
+    COMPOSE_PATH,
     COPIES_PATH,
     DELETE_PATH,
     EXTENT_HEADER,
@@ -150,6 +151,28 @@ class StorageClient:
             {parse_extent_text(text): why for text, why in reply["failed"].items()},
             [(parse_extent_text(row["extent"]), row["source"], row["why"]) for row in reply["damaged"]],
         )
+
+    async def compose(
+        self,
+        address: str,
+        node: str,
+        extent: ExtentId,
+        *,
+        volume: str,
+        inode: int,
+        chunk: int,
+        mtime_ns: int,
+        parts: Iterable[tuple[ExtentId, int, int, Sequence[str]]],
+        deadline_seconds: float,
+    ) -> None:
+        """The node, by its uuid, has the new extent on stable storage: the parts one after the other. A part is an
+        extent, offset and length, and the addresses of the other nodes that have it."""
+        rows = [{"extent": extent_text(e), "offset": o, "length": n, "sources": list(s)} for e, o, n, s in parts]
+        order = {
+            "node": node, "extent": extent_text(extent), "volume": volume, "inode": inode, "chunk": chunk,
+            "mtime_ns": mtime_ns, "parts": rows,
+        }  # fmt: skip
+        await self._json(address, "POST", COMPOSE_PATH, order, seconds=deadline_seconds)
 
     async def barrier(self, address: str, *, deadline_seconds: float) -> None:
         """All that the node took before this call is on stable storage."""

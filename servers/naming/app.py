@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from servers.client.naming import TOO_OLD
+from servers.naming.background.compaction import Compaction
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.schedule import Job, Schedule
@@ -96,6 +97,7 @@ def _jobs(service: Service) -> list[Job]:
         Job("reap", pace, lambda: reap(service)),
         Job("delete", pace, lambda: delete_condemned(service)),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
+        Job("compaction", service.settings.compaction_interval_seconds, Compaction(service).run),
     ]
 
 

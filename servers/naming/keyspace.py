@@ -35,6 +35,8 @@ library (`lua/`) writes them, but for `leader`.
                                     deleted as garbage                      extents that none showed before
     :garbage                zset    extent by when it was first seen on a   no map shows it, its session is over (as it
                                     node, ms                                was seen last)
+    :long                   zset    INO:INDEX by when it grew last, ms, 0   its list of segments was long then; a chunk
+                                    for a very long one                     that is gone may be in it
     :thin                   set     extents with too few replicas           a map shows them
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again

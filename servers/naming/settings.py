@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings
 
 from servers.naming.membership import DEAD_AFTER_SECONDS, RETURNS_TOLERATED, SUSPECT_AFTER_SECONDS
-from servers.protocol.limits import CHUNK_BYTES_DEFAULT
+from servers.protocol.limits import CHUNK_BYTES_DEFAULT, MIB
 
 
 class NamingSettings(BaseSettings):
@@ -38,6 +38,11 @@ class NamingSettings(BaseSettings):
     garbage_brake_extents: int = Field(100, ge=0)
     """Garbage above this share of a node's extents, and above so many, is not deleted before somebody confirms it."""
     garbage_interval_seconds: float = Field(600, gt=0)
+    compaction_quiet_seconds: float = Field(10, ge=0)
+    """A chunk with a long list of segments is compacted when nobody wrote to it for so long."""
+    compaction_interval_seconds: float = Field(5, gt=0)
+    compaction_bytes_per_second: float = Field(16 * MIB, gt=0)
+    """Written by compaction, all copies counted."""
     background_interval_seconds: float = Field(1, gt=0)
     metadata_deadline_seconds: float = Field(30, gt=0)
     """How long a call waits for Redis before it fails."""

@@ -36,6 +36,10 @@ LISTED_CHUNKS_MAX = 65_536
 """A file with more chunks than this is cut in steps that look at so many."""
 LET_GO_AT_ONCE_MAX = 64
 """A chunk that showed more extents than this lets go of them in the background."""
+LONG_SEGMENTS_MIN = 64
+"""A chunk of so many segments is compacted once nobody writes to it for a while."""
+VERY_LONG_SEGMENTS_MIN = 1024
+"""And one of so many while it is written."""
 NAMES_PER_CALL_MAX = 1024
 """Directory entries in one page."""
 EXTENTS_PER_CALL_MAX = 4096

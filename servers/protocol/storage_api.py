@@ -8,6 +8,7 @@
                                      with "data": true all of it is read and compared with its sums
     POST   /v1/copies                {"copies": [...]}: fetch extents from other nodes; answers when they are on
                                      stable storage
+    POST   /v1/compositions          makes one extent of parts of others; answers when it is on stable storage
     POST   /v1/extents/delete        a signed order, see servers.protocol.orders: many at once
     POST   /v1/extents/undelete      {"extents": [...] or null}: brings back what was deleted, as far as it is kept
     GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged; &names_only=1: no length
@@ -41,6 +42,7 @@ SUMS_HEADER = "dcs-crc32c"
 LENGTH_HEADER = "dcs-length"
 """The length of the whole extent in bytes, on every GET and HEAD answer."""
 DELETE_PATH = "/v1/extents/delete"
+COMPOSE_PATH = "/v1/compositions"
 COPIES_PATH = "/v1/copies"
 UNDO_PATH = "/v1/extents/undelete"
 CHECK_PATH = "/v1/extents/check"

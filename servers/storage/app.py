@@ -13,6 +13,7 @@ from servers.protocol.storage_api import EXTENT_HEADER
 from servers.serving.lane import Lane
 from servers.serving.lane_route import lane_response, lane_route
 from servers.storage.node import StorageNode
+from servers.storage.routes.composition import composition_routes
 from servers.storage.routes.control import ID_PATTERN, control_routes
 from servers.storage.routes.deletion import deletion_routes
 from servers.storage.routes.refusals import refusal
@@ -29,6 +30,7 @@ def create_app(node: StorageNode, lanes: Sequence[Lane]) -> FastAPI:
     app = FastAPI(title="Distributed Chunk Storage: storage node", lifespan=lifespan)
     app.include_router(control_routes(node))
     app.include_router(deletion_routes(node))
+    app.include_router(composition_routes(node))
     for lane in lanes:
         _add_lane(app, lane)
 

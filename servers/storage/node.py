@@ -15,6 +15,7 @@ from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
 from servers.serving.access import Secret
 from servers.serving.memory import MemoryBudget
+from servers.storage.compose import Composer
 from servers.storage.condemned import PERIODS_PER_KEEP, Condemned
 from servers.storage.data_directory import DataDirectory
 from servers.storage.extent_store import ExtentStore
@@ -54,9 +55,9 @@ class StorageNode:
         self.replies = MemoryBudget(REPLIES_BYTES_MAX)
         self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
         self.writers = ThreadPoolExecutor(DISK_THREADS, "store")
-        self.replicator = Replicator(
-            self.store, self.syncer, StorageClient(self._peers), self.writers, Pace(settings.repair_bytes_per_second)
-        )
+        peers, pace = StorageClient(self._peers), Pace(settings.repair_bytes_per_second)
+        self.replicator = Replicator(self.store, self.syncer, peers, self.writers, pace)
+        self.composer = Composer(self.store, peers, self.writers, pace)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

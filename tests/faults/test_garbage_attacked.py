@@ -24,11 +24,10 @@ LONGER_THAN_ALL_GRACES = 3.0
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Cluster]:
     """Its graces are shorter than anything under way; whatever is garbage is deleted without asking."""
-    settings: dict[str, str] = {
-        "GARBAGE_GRACE_SECONDS": "0.5", "GARBAGE_INTERVAL_SECONDS": "0.3", "CONDEMNED_GRACE_SECONDS": "0.5",
-        "GARBAGE_BRAKE_SHARE": "1", "SESSION_LEASE_SECONDS": "10",
-    }  # fmt: skip
-    with Cluster(3, **settings) as made:
+    with Cluster(
+        3, GARBAGE_GRACE_SECONDS="0.5", GARBAGE_INTERVAL_SECONDS="0.3", CONDEMNED_GRACE_SECONDS="0.5",
+        GARBAGE_BRAKE_SHARE="1", SESSION_LEASE_SECONDS="10",
+    ) as made:  # fmt: skip
         yield made
 
 

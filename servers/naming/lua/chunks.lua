@@ -129,6 +129,12 @@ end
 function Call:set_chunk(ino, index, old, new)
   local key, field = self:key('m', ino), text(index)
   if #new == 0 then call('HDEL', key, field) else call('HSET', key, field, pack(new)) end
+  if #new >= 5 * LIMIT.long then
+    local since = #new >= 5 * LIMIT.very_long and '0' or text(self.ms)
+    call('ZADD', self.K .. ':long', since, string.format('%d:%d', ino, index))
+  elseif #old >= 5 * LIMIT.long then
+    call('ZREM', self.K .. ':long', string.format('%d:%d', ino, index))
+  end
   if #old > 5 * LIMIT.let_go then
     call('HSET', self:aside(ino), field, pack(old))
   else

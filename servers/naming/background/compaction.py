@@ -1,0 +1,127 @@
+"""Chunks that were written in many small pieces become few extents again.
+
+A storage node reads the pieces and stores them as one new extent, other nodes copy it, and one change in
+Redis puts it in the place of exactly the pieces that were seen; when somebody wrote meanwhile it does nothing,
+and the new extent is condemned. Readers with the old map read the old extents for as long as those are kept,
+and then ask for the map again. A naming server that dies on the way leaves garbage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from servers.client.storage import WantedCopy
+from servers.naming.background.compaction_plan import Run, compacted, plan_runs
+from servers.naming.service import Service, alive
+from servers.protocol.errors import DcsError, NodeFailed, Refused, TooFewNodes, TryAgain
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+from servers.protocol.naming_api import NS, pack_nodes, pack_segments, unpack_segments
+from servers.protocol.placement import NodeView, choose_nodes
+
+log = logging.getLogger(__name__)
+
+CHUNKS_PER_RUN = 16
+STEP_SECONDS = 60.0
+ENOENT = 2
+
+
+class Compaction:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._quiet_seconds = service.settings.compaction_quiet_seconds
+        self._bytes_per_second = service.settings.compaction_bytes_per_second
+        self.compacted = 0
+        self.given_up = 0
+        """Somebody wrote to the chunk meanwhile."""
+
+    def statistics(self) -> dict[str, int]:
+        return {"compacted_chunks": self.compacted, "compactions_given_up": self.given_up}
+
+    async def run(self) -> None:
+        store = self._service.store
+        now_ms = (await store.ask("deletions"))[0]
+        before_ms = max(0, now_ms - int(self._quiet_seconds * 1000))
+        rows = await store.ask("long", before_ms=before_ms, count=CHUNKS_PER_RUN)
+        for ino, index in zip(rows[::2], rows[1::2], strict=True):
+            try:
+                written = await self._compact(InodeNumber(ino), index)
+            except (TryAgain, NodeFailed, TooFewNodes) as error:
+                log.info("chunk %d of inode %d is not compacted now: %s", index, ino, error)
+                return
+            await asyncio.sleep(written / self._bytes_per_second)
+
+    async def _compact(self, ino: InodeNumber, index: int) -> int:
+        """How many bytes were written, all copies counted."""
+        store = self._service.store
+        try:
+            blob, seen, replicas, seconds, nanoseconds = await store.ask("long_chunk", ino=ino, index=index)
+        except Refused as error:
+            if error.errno != ENOENT:
+                raise
+            await store.ask("not_long", ino=ino, index=index)
+            return 0
+        segments = unpack_segments(blob)
+        runs = plan_runs(segments)
+        if not runs:
+            await store.ask("not_long", ino=ino, index=index)
+            return 0
+        made: dict[int, tuple[ExtentId, list[NodeNumber]]] = {}
+        try:
+            for number, run in enumerate(runs):
+                made[number] = (await self._service.new_extent(), [])
+                await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, replicas)
+        except DcsError:
+            await self._commit(ino, index, b"", [], made)
+            raise
+        if await self._commit(ino, index, seen, compacted(segments, made, runs), made):
+            self.compacted += 1
+            log.info("chunk %d of inode %d: %d segments are %d extents now", index, ino, len(segments), len(runs))
+        else:
+            self.given_up += 1
+        return sum(run.length * len(made[number][1]) for number, run in enumerate(runs))
+
+    async def _make(
+        self,
+        run: Run,
+        made: tuple[ExtentId, list[NodeNumber]],
+        ino: InodeNumber,
+        index: int,
+        mtime_ns: int,
+        replicas: int,
+    ) -> None:
+        """The run is one extent on as many nodes as are wanted; they are added to `made` as they have it."""
+        extent, stored = made
+        nodes = await self._service.nodes()
+        addresses = {node.number: node.address for node in nodes if node.state == "alive"}
+        home, *others = choose_nodes(alive(nodes), replicas, run.length, self._service.chance, local=run.home)
+        stored.append(home.number)
+        await self._service.storage.compose(
+            home.address, home.uuid, extent, volume=self._service.store.volume_uuid, inode=ino, chunk=index,
+            mtime_ns=mtime_ns, parts=[(s.extent, s.extent_offset, s.length, _sources(s, home, addresses))
+                                      for s in run.segments], deadline_seconds=STEP_SECONDS,
+        )  # fmt: skip
+        wanted = [WantedCopy(extent, run.length, [home.address])]
+        for other in others:
+            stored.append(other.number)
+            done = await self._service.storage.copy(
+                other.address, wanted, node=other.uuid, deadline_seconds=STEP_SECONDS
+            )
+            if extent not in done.stored:
+                raise NodeFailed(f"node {other.number}: {done.failed.get(extent, 'no copy')}")
+
+    async def _commit(
+        self, ino: InodeNumber, index: int, seen: bytes, segments: list[Segment],
+        made: dict[int, tuple[ExtentId, list[NodeNumber]]],
+    ) -> bool:  # fmt: skip
+        """Whether the chunk was as `seen`, and is as it should be now."""
+        flat = [part for extent, nodes in made.values() if nodes for part in (extent, pack_nodes(nodes))]
+        reply = await self._service.change(
+            "compact", ino=ino, index=index, seen=seen, segments=pack_segments(segments), made=flat
+        )
+        return bool(reply[0])
+
+
+def _sources(segment: Segment, home: NodeView, addresses: dict[NodeNumber, str]) -> list[str]:
+    return [addresses[n] for n in segment.nodes if n != home.number and n in addresses]
