@@ -35,13 +35,14 @@ IGNORED_OPTIONS = frozenset(
         "nodev",
         "exec",
         "relatime",
-        "noatime",
         "nodiratime",
         "async",
     }
 )
 """Options of mount(8) that ask for what is so anyway, or that mount(8) itself has dealt with."""
-FLAG_OPTIONS = {"ro": "read_only", "allow_other": "allow_other", "suid": "allow_suid", "dev": "allow_dev"}
+FLAG_OPTIONS = {
+    "ro": "read_only", "allow_other": "allow_other", "suid": "allow_suid", "dev": "allow_dev", "noatime": "noatime",
+}  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,11 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-mib", type=int, help="read data held at most (64)")
     parser.add_argument("--allow-suid", action="store_true", help="honour set-user-id bits")
     parser.add_argument("--allow-dev", action="store_true", help="honour device files")
+    parser.add_argument("--noatime", action="store_true", help="do not note when files were read")
     parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "info"), help="debug, info, warning, error")
     parser.add_argument("--log-file", type=Path, help="where the daemon logs; by default the system's log")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTION[=VALUE],...",
-                        help="ro, allow_other, suid, dev, naming_url=, attribute_seconds=, dirty_mib=, cache_mib=, "
-                        "log_level=, log_file=, secret_file=")  # fmt: skip
+                        help="ro, allow_other, suid, dev, noatime, naming_url=, attribute_seconds=, dirty_mib=, "
+                        "cache_mib=, log_level=, log_file=, secret_file=")  # fmt: skip
     return parser
 
 
@@ -113,8 +115,8 @@ def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> Mou
     return MountSettings(
         mountpoint=arguments.mountpoint.absolute(), naming_urls=urls, secret=load_secret(environment),
         allow_other=arguments.allow_other, read_only=arguments.read_only, allow_suid=arguments.allow_suid,
-        allow_dev=arguments.allow_dev, sync_on_close=durability == "close", source=urls.replace(",", "+"),
-        **limits,  # type: ignore[arg-type]  # names and types are those above
+        allow_dev=arguments.allow_dev, noatime=arguments.noatime, sync_on_close=durability == "close",
+        source=urls.replace(",", "+"), **limits,  # type: ignore[arg-type]  # names and types are those above
     )  # fmt: skip
 
 

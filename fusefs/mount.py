@@ -95,6 +95,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             nursery.start_soon(_raise_read_ahead, settings.mountpoint)
             nursery.start_soon(filesystem.keep_registered)
             nursery.start_soon(filesystem.keep_trimmed)
+            nursery.start_soon(filesystem.keep_access_times_told)
             nursery.start_soon(_end_on_signal, filesystem)
             ready()
             log.info("mounted %s", settings.mountpoint)

@@ -43,6 +43,8 @@ BLOCK_SIZE = 4096
 STAT_BLOCK = 512
 """The unit of st_blocks, whatever st_blksize says; see stat(2)."""
 
+XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
+
 P = ParamSpec("P")
 R = TypeVar("R")
 Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
@@ -194,7 +196,8 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        return await self._fs.listxattr(InodeNumber(inode))
+        names = await self._fs.listxattr(InodeNumber(inode))
+        return names if ctx.uid == 0 else [name for name in names if not name.startswith(b"trusted.")]
 
     @guarded
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
@@ -241,7 +244,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        handle, keep = await self._fs.open(InodeNumber(inode), flags)
+        handle, keep = await self._fs.open(InodeNumber(inode), flags, privileged=ctx.uid == 0)
         return FileInfo(fh=handle, keep_cache=keep)
 
     @guarded
@@ -267,8 +270,10 @@ class Operations(pyfuse3.Operations):
 
 def _expect_namespace(name: bytes) -> None:
     """ACLs live in system.*, and need what the binding cannot carry; refused as xattr(7) has it."""
-    if not name.startswith((b"user.", b"trusted.", b"security.")):
+    if not name.startswith(XATTR_NAMESPACES):
         raise FUSEError(errno.EOPNOTSUPP)
+    if name in XATTR_NAMESPACES:
+        raise FUSEError(errno.EINVAL)
     if len(name) > XATTR_NAME_BYTES_MAX:
         raise FUSEError(errno.ERANGE)
 

@@ -25,6 +25,7 @@ class MountSettings:
     read_only: bool = False
     allow_suid: bool = False
     allow_dev: bool = False
+    noatime: bool = False
     attribute_seconds: float = 1.0
     """How long names and attributes may be remembered; more than 1 s shows others' changes late."""
     dirty_bytes_max: int = 256 * MIB

@@ -123,6 +123,8 @@ class FileWriter:
         self._committing_in_background = False
         self.end = 0
         """One past the highest byte written and not committed."""
+        self.bytes = 0
+        """Written and not committed."""
         self.mtime_ns = 0
         """Of the last write that is not committed; 0 when there is none."""
         self.failures = 0
@@ -139,15 +141,16 @@ class FileWriter:
 
     # ── writing
 
-    async def write(self, offset: int, data: Buffer, *, append_at: int | None = None) -> int:
+    async def write(self, offset: int, data: Buffer, *, append_at: Callable[[], int] | None = None) -> int:
         """Takes all of the data; it is not stored yet. `append_at`: to the end, which is there by what this mount
-        knows. Raises Refused(EFBIG), and Unavailable when the mount is full and stays so."""
+        knows, once all is committed that was written otherwise. Raises Refused(EFBIG), and Unavailable when the
+        mount is full and stays so."""
         appending = append_at is not None
         await self._parts.budget.wait_for_room(len(data), FLUSH_DEADLINE_SECONDS)
         while appending != self._appending and self.is_dirty:
             await self.flush(sync=False)
         if append_at is not None:
-            held_at = max(append_at, self.end)
+            held_at = max(append_at(), self.end)
             self._misplaced |= held_at != offset
             offset = held_at
         if offset + len(data) > FILE_BYTES_MAX:
@@ -159,7 +162,9 @@ class FileWriter:
             if chunk is None:
                 chunk = self._dirty[span.index] = DirtyChunk(span.index, self._chunk_size, self._parts.buffers)
             length = span.end - span.start
-            self._parts.budget.hold(chunk.write(span.start, view[at : at + length]))
+            held = chunk.write(span.start, view[at : at + length])
+            self._parts.budget.hold(held)
+            self.bytes += held
             at += length
             if chunk.bytes == self._chunk_size:
                 self._seal(span.index)
@@ -296,7 +301,9 @@ class FileWriter:
             arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
         mtime_ns = self.mtime_ns
         blob, offset, before = await self._parts.commit("commit", **arguments)
-        del self._sealed[: len(batch)]
+        kept = [sealed for sealed in batch if not sealed.dropped]
+        del self._sealed[: len(kept)]
+        self.bytes -= sum(stop - start for sealed in kept for start, stop in sealed.layout)
         if self._appending:
             self._committed(blob, -1, {})
             if self._misplaced or not self._are_held_at(batch, offset):
@@ -355,7 +362,7 @@ class FileWriter:
             if not sealed.uploading:
                 self._let_go(sealed)
         self._sealed.clear()
-        self.end = self.mtime_ns = 0
+        self.end = self.mtime_ns = self.bytes = 0
 
     def _let_go(self, sealed: _Sealed) -> None:
         """Gives the buffer's memory back."""

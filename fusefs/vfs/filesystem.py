@@ -23,6 +23,7 @@ from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
 from fusefs.settings import MountSettings
+from fusefs.vfs.access_times import AccessTimes
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import WINDOW_CHUNKS, ChunkMap
 from fusefs.vfs.directory_stream import DirectoryStream, Entry, learn_names
@@ -35,13 +36,13 @@ from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import InodeNumber, NodeNumber
-from servers.protocol.limits import KIB, NAME_BYTES_MAX
+from servers.protocol.limits import FILE_BYTES_MAX, KIB, NAME_BYTES_MAX
 from servers.protocol.naming_api import Attributes, pack_time
 from servers.protocol.placement import Space, cluster_space
 
 log = logging.getLogger(__name__)
 
-ENOENT, EBADF, EROFS, ENAMETOOLONG, ENODATA, ESTALE = 2, 9, 30, 36, 61, 116
+ENOENT, EBADF, EEXIST, EINVAL, EFBIG, EROFS, ENAMETOOLONG, ENODATA, ESTALE = 2, 9, 17, 22, 27, 30, 36, 61, 116
 NODE_SYNC_SECONDS = 7.0
 """A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
 REGISTER_SECONDS = 0.5
@@ -81,6 +82,10 @@ class Filesystem:
         self._replicas = replicas
         self._extents = extents
         self._cache = AttributeCache(settings.attribute_seconds)
+        self._accesses = AccessTimes(
+            self._ask, session.now_ns, seconds=settings.attribute_seconds,
+            kept=not (settings.noatime or settings.read_only),
+        )  # fmt: skip
         self._blocks = BlockCache(extents.fetch, cached_bytes_max=settings.cache_bytes_max)
         self._budget = WriteBudget(settings.dirty_bytes_max, self._relieve)
         self._open: dict[InodeNumber, OpenInode] = {}
@@ -157,6 +162,10 @@ class Filesystem:
                 await self._register()
             except DcsError as error:
                 log.info("the metadata was not told what is open: %s", error)
+
+    async def keep_access_times_told(self) -> None:
+        """Tells the metadata what was read. Until cancelled."""
+        await self._accesses.keep_told()
 
     async def keep_trimmed(self) -> None:
         """Gives memory back that was only needed while much was written. Until cancelled."""
@@ -256,7 +265,7 @@ class Filesystem:
             if inode.attributes.data_version > inode.map.version and not inode.writer.is_dirty:
                 inode.map.forget(inode.attributes.data_version)
             attributes = inode.shown()
-        return Shown(attributes, seconds, entry_seconds)
+        return Shown(self._accesses.shown(attributes), seconds, entry_seconds)
 
     async def _make(self, verb: str, parent: InodeNumber, name: bytes, **arguments: Any) -> Shown:
         self._writable()
@@ -298,11 +307,11 @@ class Filesystem:
         return self._made(parent, name, ino, blob, parent_blob, asked_at)
 
     async def readlink(self, ino: InodeNumber) -> bytes:
-        held = self._cache.attributes(ino, trio.current_time())
-        if held is not None and held[0].target:
-            return held[0].target
-        target: bytes = (await self._ask("readlink", ino=ino))[0]
-        return target
+        link = (await self.getattr(ino)).attributes
+        if not link.target:
+            raise Refused(EINVAL)
+        self._was_read(link)
+        return link.target
 
     async def unlink(self, parent: InodeNumber, name: bytes) -> None:
         self._writable()
@@ -363,6 +372,9 @@ class Filesystem:
 
     # ── attributes
 
+    def _was_read(self, known: Attributes) -> None:
+        self._accesses.read(known.ino, known.atime_ns, max(known.mtime_ns, known.ctime_ns))
+
     async def getattr(self, ino: InodeNumber) -> Shown:
         held = self._cache.attributes(ino, trio.current_time())
         if held is not None:
@@ -372,14 +384,20 @@ class Filesystem:
         return self._shown(self._cache.put(ino, blob, asked_at), self._left(asked_at))
 
     async def setattr(self, ino: InodeNumber, **changes: Any) -> Shown:
-        """Changes among mode, uid, gid, size, atime_ns, mtime_ns; a time of None is now.
+        """Changes among mode, uid, gid, size, atime_ns, mtime_ns, strip; a time of None is now.
+
+        `strip`: a user without privileges changes the content, and what set-user-id and set-group-id gave ends.
 
         What was written before is committed first, so that a later commit changes neither again.
         """
         self._writable()
+        if changes.get("size", 0) > FILE_BYTES_MAX:
+            raise Refused(EFBIG)
         inode = self._open.get(ino)
         if inode is not None and inode.writer.is_dirty and ("size" in changes or "mtime_ns" in changes):
             await inode.writer.flush(sync=False)
+        if "atime_ns" in changes:
+            await self._accesses.forget(ino)
         arguments = {k: v for k, v in changes.items() if not k.endswith("_ns")}
         for name in ("atime", "mtime"):
             if f"{name}_ns" in changes:
@@ -440,8 +458,11 @@ class Filesystem:
         own = await self.getattr(self._directories[handle].ino)
         return own, await self.getattr(own.attributes.parent)
 
-    def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
-        return self._directories[handle].entries(after)
+    async def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
+        stream = self._directories[handle]
+        self._was_read((await self.getattr(stream.ino)).attributes)
+        async for entry in stream.entries(after):
+            yield entry
 
     def listed(self, entry: Entry) -> Shown:
         """The attributes of an entry just listed."""
@@ -458,36 +479,34 @@ class Filesystem:
     async def create(
         self, parent: InodeNumber, name: bytes, mode: int, uid: int, gid: int, flags: int
     ) -> tuple[int, bool, Shown]:
-        """Opens the file, and makes it if it is not there: a handle, whether the kernel's pages of it are still
-        good, and its attributes."""
+        """Makes and opens a file: a handle, whether the kernel's pages of it are still good, and its attributes."""
         self._writable()
         asked_at = trio.current_time()
-        exclusive = bool(flags & os.O_EXCL)
         try:
-            ino, blob, made, parent_blob = await self._ask(
-                "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid, exclusive=exclusive
+            ino, blob, _, parent_blob = await self._ask(
+                "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid, exclusive=True
             )
-        except DcsError:
+        except DcsError as error:
             self._cache.forget_entry(parent, name)
+            if isinstance(error, Refused) and error.errno == EEXIST and not flags & os.O_EXCL:
+                # Another mount was first. The kernel looks again, and checks whether the caller may open it.
+                raise Refused(ESTALE) from error
             raise
         shown = self._made(parent, name, ino, blob, parent_blob, asked_at)
-        handle, keep = self._opened(shown.attributes, [] if made else None, flags)
-        if not made and flags & os.O_TRUNC:
-            shown = await self.setattr(ino, size=0)
-        return handle, keep, shown
+        return *self._opened(shown.attributes, [], flags), shown
 
-    async def open(self, ino: InodeNumber, flags: int) -> tuple[int, bool]:
-        """A handle, and whether the kernel's pages of the file are still good."""
-        writes = flags & os.O_ACCMODE != os.O_RDONLY
-        if writes:
+    async def open(self, ino: InodeNumber, flags: int, *, privileged: bool) -> tuple[int, bool]:
+        """A handle, and whether the kernel's pages of the file are still good.
+
+        Where that cuts the file, a caller who is not `privileged` ends what set-user-id gave.
+        """
+        if flags & os.O_ACCMODE != os.O_RDONLY:
             self._writable()
+        if flags & os.O_TRUNC:
+            await self.setattr(ino, size=0, strip=not privileged)
         asked_at = trio.current_time()
         blob, rows = await self._ask("look", ino=ino, chunks=WINDOW_CHUNKS)
-        attributes = self._cache.put(ino, blob, asked_at)
-        handle, keep = self._opened(attributes, rows, flags)
-        if flags & os.O_TRUNC and writes:
-            await self.setattr(ino, size=0)
-        return handle, keep
+        return self._opened(self._cache.put(ino, blob, asked_at), rows, flags)
 
     def _opened(self, attributes: Attributes, rows: list[Any] | None, flags: int) -> tuple[int, bool]:
         ino = attributes.ino
@@ -503,9 +522,18 @@ class Filesystem:
         if self._told.get(ino) != attributes.data_version and self.on_stale_attributes is not None:
             # The kernel may still believe an older size, and would end the reads of this handle there.
             self.on_stale_attributes(ino)
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
+        if keep and reads and self._accesses.is_due(ino, attributes.atime_ns, inode.changed_ns):
+            # What the kernel has it reads without us. A small file is read from us once more; of others and of
+            # empty ones the open counts as the read.
+            if 0 < inode.size <= REMEMBERED_BYTES_MAX:
+                keep = False
+            else:
+                self._accesses.read(ino, attributes.atime_ns, inode.changed_ns)
         handle = FileHandle(
             inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
-            writes=flags & os.O_ACCMODE != os.O_RDONLY, failures_told=inode.writer.failures,
+            writes=flags & os.O_ACCMODE != os.O_RDONLY, noatime=bool(flags & os.O_NOATIME),
+            failures_told=inode.writer.failures,
         )  # fmt: skip
         return self._files.add(handle), keep
 
@@ -541,6 +569,8 @@ class Filesystem:
         inode = file.inode
         if offset + size > inode.size and not inode.writer.is_dirty:
             await self._refresh(inode)
+        if not file.noatime:
+            self._accesses.read(inode.ino, inode.attributes.atime_ns, inode.changed_ns)
         return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
 
     async def _refresh(self, inode: OpenInode) -> None:
@@ -552,7 +582,8 @@ class Filesystem:
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         file = self._files[handle]
         inode = file.inode
-        written = await inode.writer.write(offset, data, append_at=inode.attributes.size if file.append else None)
+        append_at = (lambda: inode.attributes.size) if file.append else None
+        written = await inode.writer.write(offset, data, append_at=append_at)
         if file.sync:
             await self.fsync(handle)
         return written

@@ -18,6 +18,8 @@ class FileHandle:
     sync: bool
     """Opened with O_SYNC or O_DSYNC: every write is an fsync."""
     writes: bool
+    noatime: bool
+    """Opened with O_NOATIME: reading it leaves no trace."""
     failures_told: int = 0
     pattern: ReadPattern = field(default_factory=ReadPattern)
 

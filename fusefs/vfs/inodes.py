@@ -38,12 +38,20 @@ class OpenInode:
         """In bytes, with what this mount has written and not committed."""
         return max(self.attributes.size, self.writer.end)
 
+    @property
+    def changed_ns(self) -> int:
+        """When content or attributes changed last."""
+        return max(self.attributes.mtime_ns, self.attributes.ctime_ns, self.writer.mtime_ns)
+
     def shown(self) -> Attributes:
         """The attributes as stat(2) must show them in this mount."""
         writer, known = self.writer, self.attributes
         if not writer.is_dirty:
             return known
         return replace(
-            known, size=max(known.size, writer.end), mtime_ns=max(known.mtime_ns, writer.mtime_ns),
+            known,
+            size=self.size,
+            stored_bytes=min(self.size, known.stored_bytes + writer.bytes),
+            mtime_ns=max(known.mtime_ns, writer.mtime_ns),
             ctime_ns=max(known.ctime_ns, writer.mtime_ns),
-        )  # fmt: skip
+        )

@@ -81,8 +81,8 @@ async def test_what_was_appended_around_others_appends_lands_whole_and_in_order(
     world = MadeUp()
     async with trio.open_nursery() as nursery:
         writer, _ = make_writer(world, nursery)
-        await writer.write(0, b"first ", append_at=0)
-        await writer.write(100, b"second", append_at=100)
+        await writer.write(0, b"first ", append_at=lambda: 0)
+        await writer.write(100, b"second", append_at=lambda: 100)
         await writer.flush(sync=False)
     assert bytes(world.content) == b"first second"
     assert world.moves == 1
@@ -93,7 +93,7 @@ async def test_what_was_appended_across_chunks_lands_in_the_order_it_was_written
     world = MadeUp()
     async with trio.open_nursery() as nursery:
         writer, _ = make_writer(world, nursery)
-        await writer.write(CHUNK - 2, b"ab" + b"c" * CHUNK + b"d", append_at=CHUNK - 2)
+        await writer.write(CHUNK - 2, b"ab" + b"c" * CHUNK + b"d", append_at=lambda: CHUNK - 2)
         await writer.flush(sync=False)
     assert bytes(world.content) == b"ab" + b"c" * CHUNK + b"d"
 
@@ -115,10 +115,10 @@ async def test_an_append_elsewhere_than_the_kernel_wrote_it_is_told() -> None:
     world = MadeUp()
     async with trio.open_nursery() as nursery:
         writer, _ = make_writer(world, nursery)
-        await writer.write(0, b"one", append_at=0)
+        await writer.write(0, b"one", append_at=lambda: 0)
         await writer.flush(sync=False)
         assert world.moves == 0
-        await writer.write(70, b"two", append_at=3)
+        await writer.write(70, b"two", append_at=lambda: 3)
         await writer.flush(sync=False)
     assert bytes(world.content) == b"onetwo"
     assert world.moves == 1

@@ -40,6 +40,25 @@ def test_chown_takes_the_set_id_bits_of_files(session: Session) -> None:
     assert (stat.S_IMODE(after.mode), after.uid, after.gid) == (0o6755, 5, 6)
 
 
+def test_content_changed_by_an_ordinary_user_takes_the_set_id_bits(session: Session) -> None:
+    made = session.create(1, b"f")
+    session.setattr(made.ino, mode=0o6755)
+    assert stat.S_IMODE(session.setattr(made.ino, size=0).mode) == 0o6755
+    assert stat.S_IMODE(session.setattr(made.ino, size=0, strip=True).mode) == 0o755
+
+
+def test_reading_moves_atime_alone_and_only_forward(volume: Volume, session: Session) -> None:
+    a, b = session.create(1, b"a"), session.create(1, b"b")
+    later = pack_time(a.atime_ns + 5 * NS)
+    session.call("accessed", times=[a.ino, *later, 999_999, *later, b.ino, 1, 2])
+    after, other = volume.attributes(a.ino), volume.attributes(b.ino)
+    assert after.atime_ns == a.atime_ns + 5 * NS
+    assert (after.mtime_ns, after.ctime_ns, after.data_version) == (a.mtime_ns, a.ctime_ns, a.data_version)
+    assert other.atime_ns == b.atime_ns
+    for wrong in ([a.ino], [a.ino, 1], [a.ino, 1, 10**9], [0, 1, 1], [a.ino, "1", 1], [1, 1, 1] * 1025):
+        assert session.errno("accessed", times=wrong) == errno.EINVAL
+
+
 @pytest.mark.parametrize("time_ns", [0, 1, -1, 946684800 * NS + 123456789, 4_000_000_000 * NS + 999_999_999])
 def test_utimens_keeps_every_nanosecond(session: Session, time_ns: int) -> None:
     made = session.create(1, b"f")
