@@ -5,12 +5,15 @@ A test that needs to unmount, kill or hurt makes a cluster or a mount of its own
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.beside import Beside, remove
 from tests.support.cluster import Cluster, Mount
 
 
@@ -48,3 +51,31 @@ def place(mount: Mount, request: pytest.FixtureRequest) -> Path:
 def other_place(place: Path, other_mount: Mount) -> Path:
     """The test's directory, through the other mount."""
     return other_mount.path / place.name
+
+
+@pytest.fixture(scope="session")
+def open_mount(mounted: Cluster) -> Mount:
+    """For all users, who need not be root to get there; honours set-user-id bits and devices."""
+    mounted.directory.chmod(0o711)
+    mount = mounted.mount("open", "--allow-other", "--allow-suid", "--allow-dev")
+    (mount.path / "beside").mkdir()
+    return mount
+
+
+@pytest.fixture(scope="session")
+def read_only_mount(mounted: Cluster, open_mount: Mount) -> Mount:
+    return mounted.mount("read-only", "--read-only", "--allow-other")
+
+
+@pytest.fixture
+def beside(open_mount: Mount) -> Iterator[Beside]:
+    """A new directory on the mount, and one on a local disk. Tests that act as several users need root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can act as other users")
+    local = Path(tempfile.mkdtemp(prefix="dcs-beside-"))
+    local.chmod(0o711)
+    mounted = Path(tempfile.mkdtemp(dir=open_mount.path / "beside"))
+    mounted.chmod(0o711)
+    yield Beside(local, mounted)
+    remove(local)
+    remove(mounted)
