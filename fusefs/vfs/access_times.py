@@ -53,7 +53,7 @@ class AccessTimes:
 
     def is_due(self, ino: InodeNumber, atime_ns: int, changed_ns: int) -> bool:
         """Whether a read would move the time of an inode that was changed last at `changed_ns`."""
-        return self._kept and is_due(max(atime_ns, self._noted(ino)), changed_ns, self._now_ns())
+        return self._kept and is_due(max(atime_ns, self._noted(ino, atime_ns)), changed_ns, self._now_ns())
 
     def read(self, ino: InodeNumber, atime_ns: int, changed_ns: int) -> None:
         """The inode was read just now."""
@@ -63,14 +63,13 @@ class AccessTimes:
     def shown(self, known: Attributes) -> Attributes:
         """The attributes with the time of access as it is."""
         if self._waiting or self._telling:
-            noted = self._noted(known.ino)
+            noted = self._noted(known.ino, known.atime_ns)
             if noted > known.atime_ns:
                 return replace(known, atime_ns=noted)
         return known
 
-    def _noted(self, ino: InodeNumber) -> int:
-        """0 for none."""
-        return self._waiting.get(ino) or self._telling.get(ino) or 0
+    def _noted(self, ino: InodeNumber, otherwise: int) -> int:
+        return self._waiting.get(ino) or self._telling.get(ino, otherwise)
 
     async def forget(self, ino: InodeNumber) -> None:
         """Somebody sets the inode's time: what was noted before neither shows nor comes after it."""

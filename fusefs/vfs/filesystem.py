@@ -454,15 +454,13 @@ class Filesystem:
         return self._directories.add(DirectoryStream(ino, self._metadata, self._cache))
 
     async def parent_of(self, handle: int) -> tuple[Shown, Shown]:
-        """What `.` and `..` of an open directory are."""
+        """What `.` and `..` of an open directory are, whose listing begins."""
         own = await self.getattr(self._directories[handle].ino)
+        self._was_read(own.attributes)
         return own, await self.getattr(own.attributes.parent)
 
-    async def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
-        stream = self._directories[handle]
-        self._was_read((await self.getattr(stream.ino)).attributes)
-        async for entry in stream.entries(after):
-            yield entry
+    def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
+        return self._directories[handle].entries(after)
 
     def listed(self, entry: Entry) -> Shown:
         """The attributes of an entry just listed."""

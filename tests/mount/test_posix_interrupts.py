@@ -1,0 +1,73 @@
+"""Long calls end promptly by a signal, and leave the mount whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.commands import MIB, opened
+from tests.support.processes import wait_for
+
+SIZE = 256 * MIB
+PROMPTLY_SECONDS = 5.0
+"""What a busy machine may need for the requests that are under way; the whole call takes longer."""
+PREPARE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+WRITE = PREPARE + "d = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT); os.write(d, b'x' * int(sys.argv[2]))"
+READ = PREPARE + "d = os.open(sys.argv[1], os.O_RDONLY); os.preadv(d, [bytearray(int(sys.argv[2]))], 0)"
+READ_CALLS = {0, 17, 295}
+"""read, pread64 and preadv, as x86-64 numbers them."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_a_long_write(place: Path, number: int) -> None:
+    path = place / "f"
+    path.touch()
+    with subprocess.Popen([sys.executable, "-c", WRITE, path, str(SIZE)]) as child:
+        wait_for(lambda: path.stat().st_size > MIB, "the write is under way")
+        seconds = _end(child, number)
+    assert seconds < PROMPTLY_SECONDS
+    written = path.stat().st_size
+    with path.open("rb") as file:
+        assert all(file.read(MIB).count(b"x") == min(MIB, written - at) for at in range(0, written, MIB))
+    with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        os.write(descriptor, b"end")
+        os.fsync(descriptor)
+    assert path.stat().st_size == written + 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_signal_ends_a_long_read(mounted: Cluster, place: Path, number: int) -> None:
+    path = place / "f"
+    with path.open("wb") as file:
+        for _ in range(SIZE // MIB):
+            file.write(b"x" * MIB)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with subprocess.Popen([sys.executable, "-c", READ, path, str(SIZE)]) as child:
+        wait_for(lambda: child.poll() is not None or _reads(child.pid), "the read is under way")
+        seconds = _end(child, number)
+    assert seconds < PROMPTLY_SECONDS
+    with path.open("rb") as file:
+        assert all(file.read(MIB) == b"x" * MIB for _ in range(SIZE // MIB))
+
+
+def _end(child: subprocess.Popen[bytes], number: int) -> float:
+    """For how many seconds the child lived on; it may have been through by itself."""
+    child.send_signal(number)
+    began = time.monotonic()
+    child.wait(timeout=60)
+    assert child.returncode in (-number, 0)
+    return time.monotonic() - began
+
+
+def _reads(pid: int) -> bool:
+    """It is in a read of more than a library's own files have."""
+    words = Path(f"/proc/{pid}/syscall").read_text().split()
+    return words[0].isdigit() and int(words[0]) in READ_CALLS and int(words[1], 16) > 2
