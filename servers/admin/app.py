@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from servers.admin.commands import cluster_state, directories, files, garbage, local
+from servers.admin.commands import cluster_state, directories, files, garbage, local, trash
 
 app = typer.Typer(
     name="dcs",
@@ -21,7 +21,7 @@ for command in (
     files.create, files.read, files.size, files.delete,
     directories.ls, directories.stat, directories.mkdir, directories.rmdir, directories.mv,
     cluster_state.status, cluster_state.nodes, cluster_state.explain, cluster_state.fsck,
-    garbage.gc,
+    garbage.gc, trash.trash, trash.restore,
     local.umount, local.up,
 ):  # fmt: skip
     app.command(command.__name__)(command)

@@ -21,11 +21,13 @@ from servers.naming.background.compaction import Compaction
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.schedule import Job, Schedule
+from servers.naming.background.trash import TrashKeeper
 from servers.naming.redis_store import VolumeLost
 from servers.naming.routes.cluster import cluster_routes
 from servers.naming.routes.deletions import deletion_routes
 from servers.naming.routes.extents import extent_routes
 from servers.naming.routes.files import file_routes
+from servers.naming.routes.trash import trash_routes
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError, Refused, TooFewNodes, TryAgain
 from servers.protocol.storage_api import HEALTH_PATH
@@ -50,6 +52,7 @@ def make_app(service: Service) -> FastAPI:
     app.include_router(cluster_routes(service))
     app.include_router(extent_routes(service))
     app.include_router(deletion_routes(service))
+    app.include_router(trash_routes(service))
 
     @app.get(HEALTH_PATH)
     async def health() -> JSONResponse:
@@ -97,6 +100,7 @@ def _jobs(service: Service) -> list[Job]:
         Job("reap", pace, lambda: reap(service)),
         Job("delete", pace, lambda: delete_condemned(service)),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
+        Job("trash", max(1.0, pace), TrashKeeper(service).run),
         Job("compaction", service.settings.compaction_interval_seconds, Compaction(service).run),
     ]
 

@@ -10,7 +10,8 @@ library (`lua/`) writes them, but for `leader`.
                                     extents, bytes, lease_ms,               deletes it); `held` while an operator
                                     orphan_grace_ms, condemned_grace_ms,    holds deletions, `brake` while garbage
                                     outage_ms, alive_ms, safe, held,        waits to be confirmed
-                                    brake, brake_off_ms
+                                    brake, brake_off_ms, trash_ms,
+                                    trash_bytes
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
@@ -37,6 +38,8 @@ library (`lua/`) writes them, but for `leader`.
                                     node, ms                                was seen last)
     :long                   zset    INO:INDEX by when it grew last, ms, 0   its list of segments was long then; a chunk
                                     for a very long one                     that is gone may be in it
+    :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then
+    :trash_from             hash    inode -> {parent, name, ...}            the same inodes; lua/trash.lua
     :thin                   set     extents with too few replicas           a map shows them
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again

@@ -395,6 +395,7 @@ class RedisStore:
                 "lease_ms": int(s.session_lease_seconds * 1000),
                 "orphan_grace_ms": int(s.orphan_grace_seconds * 1000),
                 "condemned_grace_ms": int(s.condemned_grace_seconds * 1000),
+                "trash_ms": int(s.trash_days * 24 * 3600 * 1000),
             }
         )  # fmt: skip
         try:

@@ -27,6 +27,10 @@ class NamingSettings(BaseSettings):
     returns_tolerated: int = Field(RETURNS_TOLERATED, ge=0)
     """A node that came back more often of late is not trusted at once."""
     session_lease_seconds: float = Field(60, gt=0)
+    trash_days: float = Field(1, ge=0)
+    """Removed files can be restored so long; 0: not at all."""
+    trash_free_share_min: float = Field(0.1, ge=0, le=1)
+    """Below this share of free space the trash is emptied before its time, the oldest first."""
     orphan_grace_seconds: float = Field(30, ge=0)
     """An unlinked file that nobody is known to have open lives this long: longer than the metadata
     deadline of a mount, so that an open under way always finds it."""

@@ -40,6 +40,8 @@ LONG_SEGMENTS_MIN = 64
 """A chunk of so many segments is compacted once nobody writes to it for a while."""
 VERY_LONG_SEGMENTS_MIN = 1024
 """And one of so many while it is written."""
+TRASH_FILES_MAX = 100_000
+"""Removed files and directories that are remembered: some 300 bytes of Redis each."""
 NAMES_PER_CALL_MAX = 1024
 """Directory entries in one page."""
 EXTENTS_PER_CALL_MAX = 4096

@@ -36,7 +36,7 @@ READS = frozenset(
 MUTATIONS = frozenset(
     {
         "open", "opens", "release", "create", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir", "rename",
-        "setattr", "accessed", "commit", "setxattr", "removexattr", "stub", "publish",
+        "setattr", "accessed", "commit", "setxattr", "removexattr", "stub", "publish", "restore",
     }
 )  # fmt: skip
 SESSION_VERBS = frozenset({"session_open", "session_renew", "session_close"})

@@ -41,6 +41,7 @@ SHORT = {
     "GARBAGE_GRACE_SECONDS": "3",
     "GARBAGE_INTERVAL_SECONDS": "1",
     "BACKGROUND_INTERVAL_SECONDS": "0.2",
+    "TRASH_DAYS": "0",
     "RETURNS_TOLERATED": "1000",
 }
 """Settings of the naming server that make the background jobs quick enough to wait for, and nodes that are killed

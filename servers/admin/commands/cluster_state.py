@@ -59,6 +59,8 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "deletions held", f"{s['deletions_held']}; dcs gc --resume lets them go on"
     if s["garbage_brake"]:
         yield "garbage waits", f"{s['garbage_brake']}; see dcs gc --dry-run, then dcs gc --confirm"
+    if s["trash"]:
+        yield "trash", f"{s['trash']} files, {human_bytes(s['trash_bytes'])}; dcs trash shows them"
     yield "deleted but open", s["orphans"]
     yield "sessions", s["sessions"]
 

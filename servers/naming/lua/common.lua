@@ -37,7 +37,7 @@ local LIMIT = {
   chunks = @CHUNKS_PER_CALL_MAX@, names = @NAMES_PER_CALL_MAX@, window = @OP_WINDOW@, extents = @EXTENTS_PER_CALL_MAX@,
   chunk_low = @CHUNK_BYTES_MIN@, chunk_high = @CHUNK_BYTES_MAX@, segments = @SEGMENTS_PER_COMMIT_MAX@,
   appended = @APPENDED_CHUNKS_MAX@, listed = @LISTED_CHUNKS_MAX@, let_go = @LET_GO_AT_ONCE_MAX@,
-  long = @LONG_SEGMENTS_MIN@, very_long = @VERY_LONG_SEGMENTS_MIN@,
+  trash = @TRASH_FILES_MAX@, long = @LONG_SEGMENTS_MIN@, very_long = @VERY_LONG_SEGMENTS_MIN@,
 }
 local LOG_ENTRIES = 100000 -- how much of the change log Redis keeps
 
@@ -239,6 +239,40 @@ function Call:unlinked(ino)
     self:orphan(ino, self:setting('orphan_grace_ms'))
     self:add(is_directory and 'directories' or 'files', -1)
   end
+end
+
+-- What was just unlinked goes to the trash, if there is one: see trash.lua. The oldest of too many goes for good.
+function Call:discard(ino, parent, name)
+  local inode = self.inodes[ino]
+  local is_directory = is(inode[MODE], S_IFDIR)
+  if inode[NLINK] > 0 or not (is_directory or (is(inode[MODE], S_IFREG) and inode[SIZE] > 0)) then return end
+  local keep_ms = self:setting('trash_ms') or 0
+  if keep_ms == 0 or call('EXISTS', self:key('o', ino)) == 1 then return end
+  local trash = self.K .. ':trash'
+  if call('ZCARD', trash) >= LIMIT.trash then
+    local oldest = call('ZRANGE', trash, 0, 0)[1]
+    self:out_of_trash(oldest)
+    if call('ZSCORE', self.K .. ':orphans', oldest) then self:orphan(tonumber(oldest), 0) end
+  end
+  call('ZADD', trash, text(self.ms + keep_ms), text(ino))
+  local stored = is_directory and 0 or inode[STORED]
+  call('HSET', self.K .. ':trash_from', text(ino), pack({ parent, name, self.s, stored, is_directory and 1 or 0 }))
+  if is_directory then return end
+  call('HINCRBY', self.K .. ':volume', 'trash_bytes', text(stored))
+  self:orphan(ino, keep_ms)
+end
+
+function Call:is_in_trash(ino) return call('ZSCORE', self.K .. ':trash', text(ino)) end
+
+-- Returns how many bytes were kept for it.
+function Call:out_of_trash(ino)
+  local blob = call('HGET', self.K .. ':trash_from', ino)
+  if not blob then return 0 end
+  call('ZREM', self.K .. ':trash', ino)
+  call('HDEL', self.K .. ':trash_from', ino)
+  local stored = unpack_value(blob)[4]
+  if stored > 0 then call('HINCRBY', self.K .. ':volume', 'trash_bytes', text(-stored)) end
+  return stored
 end
 
 -- Writes the inodes and the counters that were changed. The last that a call does to them.

@@ -7,12 +7,12 @@ local function enter_safe_mode(c, reason)
 end
 
 -- volume_open {make, uuid, chunk_size, replicas, uid, gid, seq, outage_ms, lease_ms, orphan_grace_ms,
--- condemned_grace_ms} -> uuid, seq, why it is in SAFE mode or '', made
+-- condemned_grace_ms, trash_ms?} -> uuid, seq, why it is in SAFE mode or '', made
 -- Makes the volume and its root where there is none and `make` is set. ESTALE where the caller knows
 -- another volume, by its uuid; SAFE mode where it has seen a later change, `seq`, than is here.
 internal('volume_open', { first = true }, {
   make = 'flag', uuid = 'bytes', chunk_size = 'count', replicas = 'count', uid = 'id', gid = 'id', seq = 'count',
-  outage_ms = 'count', lease_ms = 'count', orphan_grace_ms = 'count', condemned_grace_ms = 'count',
+  outage_ms = 'count', lease_ms = 'count', orphan_grace_ms = 'count', condemned_grace_ms = 'count', trash_ms = 'count?',
 }, function(c, a, argv)
   local volume, made = c.K .. ':volume', 0
   local there = call('HMGET', volume, 'uuid', 'seq')
@@ -30,6 +30,7 @@ internal('volume_open', { first = true }, {
   for _, name in ipairs({ 'lease_ms', 'outage_ms', 'orphan_grace_ms', 'condemned_grace_ms' }) do
     call('HSET', volume, name, text(a[name]))
   end
+  call('HSET', volume, 'trash_ms', text(a.trash_ms or 0))
   local seq = tonumber(there[2])
   if seq < a.seq then
     enter_safe_mode(c, string.format('the metadata ends at change %d, but change %d was seen', seq, a.seq))
@@ -105,13 +106,14 @@ end)
 -- status {} -> a map of what the volume holds and what waits to be done
 read('status', {}, function(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq',
-    'chunk_size', 'replicas', 'held', 'brake')
+    'chunk_size', 'replicas', 'held', 'brake', 'trash_bytes')
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
     seq = tonumber(v[6]), safe = c.safe or '', chunk_size = tonumber(v[7]), replicas = tonumber(v[8]),
     sessions = call('ZCARD', c.K .. ':sessions'),
     orphans = call('ZCOUNT', c.K .. ':orphans', '-inf', text(c.ms + c:setting('orphan_grace_ms'))),
     stubs = call('ZCOUNT', c.K .. ':orphans', text(c.ms + c:setting('orphan_grace_ms') + 1), '+inf'),
+    trash = call('ZCARD', c.K .. ':trash'), trash_bytes = tonumber(v[11] or 0),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
     garbage = call('ZCARD', c.K .. ':garbage'), held = v[9] or '', brake = v[10] or '',

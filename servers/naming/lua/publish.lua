@@ -22,7 +22,7 @@ mutation('abandon', { frees = true }, { ino = 'ino' }, function(c, a)
   local inode, due = c:inode(a.ino), call('ZSCORE', c.K .. ':orphans', text(a.ino))
   if not inode then return ESTALE end
   if inode[NLINK] ~= 0 then return EINVAL end
-  if tonumber(due) <= c.ms + c:setting('orphan_grace_ms') then return ENOENT end
+  if tonumber(due) <= c.ms + c:setting('orphan_grace_ms') or c:is_in_trash(a.ino) then return ENOENT end
   c:orphan(a.ino, 0)
   return c:done('abandon', { a.ino }, {})
 end)
@@ -34,7 +34,7 @@ local WANTS = { ino = 'ino', parent = 'ino', name = 'bytes', size = 'size', over
 mutation('publish', {}, WANTS, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return ESTALE end
-  if inode[NLINK] ~= 0 or not is(inode[MODE], S_IFREG) then return EINVAL end
+  if inode[NLINK] ~= 0 or not is(inode[MODE], S_IFREG) or c:is_in_trash(a.ino) then return EINVAL end
   if a.version and a.version ~= inode[VERSION] then return EAGAIN end
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end

@@ -10,6 +10,7 @@ local function forget_inode(c, ino)
   if inode and inode[STORED] ~= 0 then c:add('bytes', -inode[STORED]) end
   call('DEL', c.K .. ':i:' .. ino, c.K .. ':a:' .. ino, c.K .. ':d:' .. ino, c.K .. ':n:' .. ino)
   call('ZREM', c.K .. ':orphans', ino)
+  if inode and not is(inode[MODE], S_IFDIR) then c:out_of_trash(ino) end
   if call('EXISTS', c.K .. ':m:' .. ino) == 1 then call('ZADD', c.K .. ':purge', text(c.ms), 'm:' .. ino) end
 end
 
@@ -38,11 +39,15 @@ internal('reap', {}, { count = 'count' }, function(c, a)
   local orphans, reaped, freed, extents = c.K .. ':orphans', 0, 0, 0
   for _, ino in ipairs(call('ZRANGEBYSCORE', orphans, '-inf', text(c.ms), 'LIMIT', 0, text(a.count))) do
     if call('EXISTS', c.K .. ':o:' .. ino) == 1 then
+      c:out_of_trash(ino)
       c:orphan(tonumber(ino), max(1, c:setting('orphan_grace_ms')))
     else
       forget_inode(c, ino)
       reaped = reaped + 1
     end
+  end
+  for _, ino in ipairs(call('ZRANGEBYSCORE', c.K .. ':trash', '-inf', text(c.ms), 'LIMIT', 0, text(a.count))) do
+    if not call('ZSCORE', orphans, ino) then c:out_of_trash(ino) end -- a directory's name
   end
   for _, name in ipairs(call('ZRANGEBYSCORE', c.K .. ':purge', '-inf', text(c.ms), 'LIMIT', 0, LIMIT.chunks)) do
     local chunks, shown = let_go(c, name)

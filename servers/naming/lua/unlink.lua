@@ -9,6 +9,7 @@ mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'in
   if is(c:inode(ino)[MODE], S_IFDIR) then return EISDIR end
   c:drop_entry(a.parent, a.name)
   c:unlinked(ino)
+  c:discard(ino, a.parent, a.name)
   c:touch_directory(a.parent)
   return c:done('unlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
 end)
@@ -24,6 +25,7 @@ mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function
   c:drop_entry(a.parent, a.name)
   directory[NLINK] = directory[NLINK] - 1
   c:unlinked(ino)
+  c:discard(ino, a.parent, a.name)
   c:touch_directory(a.parent)
   return c:done('rmdir', { a.parent, ino }, { a.name }, ino, c:attributes(a.parent))
 end)

@@ -90,6 +90,10 @@ class Status(BaseModel):
     """Why garbage is not collected until somebody confirms it; "" when it is."""
     orphans: int
     """Files without a name that somebody may still have open."""
+    trash: int
+    """Removed files and directories that can be restored."""
+    trash_bytes: int
+    """Among `bytes`; of one copy."""
     purging: int
     """Files whose chunks are being let go of, in steps."""
     chunk_size: int
@@ -138,7 +142,7 @@ def cluster_routes(service: Service) -> APIRouter:
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "under_replicated", "damaged",
-                "deletions_pending", "garbage", "orphans", "purging",
+                "deletions_pending", "garbage", "orphans", "trash", "trash_bytes", "purging",
             )},
         )  # fmt: skip
 

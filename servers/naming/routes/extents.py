@@ -93,12 +93,14 @@ def extent_routes(service: Service) -> APIRouter:
 
 
 async def _is_readable(service: Service, inode: int) -> bool:
-    """Whether it has a name or is open; a file that is being filled over REST is neither."""
+    """Whether it has a name, is open or in the trash; a file that is being filled over REST is neither."""
     key = prefix(service.settings.volume)
     blob = await service.store.command("GET", f"{key}:i:{inode}")
     if blob is None:
         return False
-    return unpack_attributes(inode, blob).nlink > 0 or await service.store.command("EXISTS", f"{key}:o:{inode}") == 1
+    if unpack_attributes(inode, blob).nlink > 0 or await service.store.command("EXISTS", f"{key}:o:{inode}") == 1:
+        return True
+    return await service.store.command("ZSCORE", f"{key}:trash", str(inode)) is not None
 
 
 def _note(found: dict[tuple[ExtentId, int], dict[str, Any]], segment: list[Any], inode: int, chunk: int) -> None:
