@@ -60,11 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-suid", action="store_true", help="honour set-user-id bits")
     parser.add_argument("--allow-dev", action="store_true", help="honour device files")
     parser.add_argument("--noatime", action="store_true", help="do not note when files were read")
+    parser.add_argument("--metrics", type=int, metavar="PORT", help="tell Prometheus on this port of 127.0.0.1")
     parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "info"), help="debug, info, warning, error")
     parser.add_argument("--log-file", type=Path, help="where the daemon logs; by default the system's log")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTION[=VALUE],...",
                         help="ro, allow_other, suid, dev, noatime, naming_url=, attribute_seconds=, dirty_mib=, "
-                        "cache_mib=, log_level=, log_file=, secret_file=")  # fmt: skip
+                        "cache_mib=, metrics=, log_level=, log_file=, secret_file=")  # fmt: skip
     return parser
 
 
@@ -83,7 +84,7 @@ def _take_options(arguments: argparse.Namespace, environment: dict[str, str]) ->
             setattr(arguments, name, value.replace("+", ","))
         elif name == "log_file":
             arguments.log_file = Path(value)
-        elif name in ("attribute_seconds", "dirty_mib", "cache_mib"):
+        elif name in ("attribute_seconds", "dirty_mib", "cache_mib", "metrics"):
             try:
                 setattr(arguments, name, float(value) if name == "attribute_seconds" else int(value))
             except ValueError:
@@ -110,13 +111,16 @@ def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> Mou
         limits["dirty_bytes_max"] = arguments.dirty_mib * MIB
     if arguments.cache_mib is not None:
         limits["cache_bytes_max"] = arguments.cache_mib * MIB
+    if not 0 <= (arguments.metrics or 0) < 65536:
+        raise SettingsError(f"--metrics {arguments.metrics}: a port is wanted")
     if any(value <= 0 for name, value in limits.items() if name != "attribute_seconds"):
         raise SettingsError("sizes and counts must be at least 1")
     return MountSettings(
         mountpoint=arguments.mountpoint.absolute(), naming_urls=urls, secret=load_secret(environment),
         allow_other=arguments.allow_other, read_only=arguments.read_only, allow_suid=arguments.allow_suid,
         allow_dev=arguments.allow_dev, noatime=arguments.noatime, sync_on_close=durability == "close",
-        source=urls.replace(",", "+"), **limits,  # type: ignore[arg-type]  # names and types are those above
+        source=urls.replace(",", "+"), metrics_port=arguments.metrics or 0,
+        **limits,  # type: ignore[arg-type]  # names and types are those above
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from servers.client.naming import NamingClient
 from servers.client.storage import StorageClient
 from servers.protocol.errors import DcsError, TryAgain
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -87,10 +88,13 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             limits=Limits(min_write_replicas=settings.min_write_replicas),
         )  # fmt: skip
         filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)
-        _mount(filesystem, settings)
+        requests = Requests()
+        _mount(Operations(filesystem, requests), settings)
         filesystem.on_moved = _page_dropper(nursery)
         filesystem.on_stale_attributes = _drop_attributes
         try:
+            if settings.metrics_port:
+                nursery.start_soon(_tell_metrics, settings, requests, filesystem)
             nursery.start_soon(session.keep)
             nursery.start_soon(_raise_read_ahead, settings.mountpoint)
             nursery.start_soon(filesystem.keep_registered)
@@ -123,7 +127,17 @@ async def _open_session(session: Session, naming: NamingClient) -> None:
             raise CannotMount(f"the naming server at {naming.address} refuses: {error}") from error
 
 
-def _mount(filesystem: Filesystem, settings: MountSettings) -> None:
+async def _tell_metrics(settings: MountSettings, requests: Requests, filesystem: Filesystem) -> None:
+    """A mount works without: that the port is taken is only said."""
+    from fusefs.metrics import serve_metrics  # Whoever does not want them does not wait for its import.
+
+    try:
+        await serve_metrics(settings.metrics_port, settings.secret, requests, filesystem.statistics)
+    except OSError as error:
+        log.error("no metrics on port %d: %s", settings.metrics_port, error)
+
+
+def _mount(operations: Operations, settings: MountSettings) -> None:
     options = {"default_permissions", f"fsname={settings.source}", "subtype=dcs"}
     options.add("suid" if settings.allow_suid else "nosuid")
     options.add("dev" if settings.allow_dev else "nodev")
@@ -132,7 +146,7 @@ def _mount(filesystem: Filesystem, settings: MountSettings) -> None:
     if settings.read_only:
         options.add("ro")
     try:
-        pyfuse3.init(Operations(filesystem), os.fspath(settings.mountpoint), options)
+        pyfuse3.init(operations, os.fspath(settings.mountpoint), options)
     except RuntimeError as error:
         raise CannotMount(
             f"cannot mount on {settings.mountpoint}: {error} (is /dev/fuse there and allowed?)"

@@ -10,6 +10,7 @@ import errno
 import functools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -35,6 +36,7 @@ from fusefs.vfs.filesystem import Filesystem, Shown
 from servers.protocol.errors import DcsError
 from servers.protocol.ids import InodeNumber
 from servers.protocol.limits import NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX
+from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +53,12 @@ Handler = Callable[Concatenate["Operations", P], Coroutine[Any, Any, R]]
 
 
 def guarded(handler: Handler[P, R]) -> Handler[P, R]:
-    """Lets nothing but FUSEError out of a handler."""
+    """Lets nothing but FUSEError out of a handler, and counts its calls."""
+    verb = handler.__name__
 
     @functools.wraps(handler)
     async def call(self: Operations, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        began, failed = perf_counter(), False
         try:
             return await handler(self, *args, **kwargs)
         except FUSEError:
@@ -62,11 +66,15 @@ def guarded(handler: Handler[P, R]) -> Handler[P, R]:
         except DcsError as error:
             number = errno_of(error)
             if number == errno.EIO:
-                log.warning("%s: %s", handler.__name__, error)
+                failed = True
+                log.warning("%s: %s", verb, error)
             raise FUSEError(number) from error
         except Exception:  # At the kernel's border nothing flies: see the module header.
-            log.exception("%s failed", handler.__name__)
+            failed = True
+            log.exception("%s failed", verb)
             raise FUSEError(errno.EIO) from None
+        finally:
+            self.requests.observe(verb, perf_counter() - began, failed=failed)
 
     return call
 
@@ -78,9 +86,10 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = False
 
-    def __init__(self, filesystem: Filesystem) -> None:
+    def __init__(self, filesystem: Filesystem, requests: Requests) -> None:
         super().__init__()
         self._fs = filesystem
+        self.requests = requests
 
     # ── names
 

@@ -35,6 +35,8 @@ class MountSettings:
     """DURABILITY=close: close(2) promises what fsync(2) does."""
     uploads_max: int = 6
     source: str = "dcs"
+    metrics_port: int = 0
+    """Of this machine, for Prometheus; 0 is none."""
 
 
 class SettingsError(Exception):
