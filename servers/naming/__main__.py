@@ -17,6 +17,7 @@ from servers.naming.routes.ops import ops_lane
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
 from servers.serving.access import RequireSecret, SecretError, load_secret
+from servers.serving.metered import MeteredApp, metered_lane
 from servers.serving.server import CannotListen, configure_logging, listen, serve
 
 
@@ -48,13 +49,9 @@ def main() -> int:
         print(f"naming server: {error}", file=sys.stderr)
         return 1
     logging.getLogger(__name__).info("naming server of volume %s", settings.volume)
-    serve(
-        RequireSecret(make_app(service), secret),
-        [ops_lane(service.store)],
-        secret,
-        bound,
-        port_file=arguments.port_file,
-    )
+    lanes = [metered_lane(ops_lane(service.store), service.requests, "ops_batch")]
+    app = MeteredApp(make_app(service), service.requests)
+    serve(RequireSecret(app, secret), lanes, secret, bound, port_file=arguments.port_file)
     return 0
 
 

@@ -13,15 +13,18 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from servers.client.naming import TOO_OLD
 from servers.naming.background.compaction import Compaction
+from servers.naming.background.doubts import Doubts
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.schedule import Job, Schedule
 from servers.naming.background.trash import TrashKeeper
+from servers.naming.damage_checks import DamageChecks
+from servers.naming.metrics import naming_metrics
 from servers.naming.redis_store import VolumeLost
 from servers.naming.routes.cluster import cluster_routes
 from servers.naming.routes.deletions import deletion_routes
@@ -30,6 +33,7 @@ from servers.naming.routes.files import file_routes
 from servers.naming.routes.trash import trash_routes
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError, Refused, TooFewNodes, TryAgain
+from servers.protocol.metrics import CONTENT_TYPE, METRICS_PATH, exposition
 from servers.protocol.storage_api import HEALTH_PATH
 
 log = logging.getLogger(__name__)
@@ -45,12 +49,13 @@ Every route but `/health` wants `Authorization: Bearer <cluster secret>`."""
 
 
 def make_app(service: Service) -> FastAPI:
+    checks = DamageChecks(service)
     app = FastAPI(
-        title="Distributed Chunk Storage: naming server", description=DESCRIPTION, lifespan=_lifespan(service)
+        title="Distributed Chunk Storage: naming server", description=DESCRIPTION, lifespan=_lifespan(service, checks)
     )
     app.include_router(file_routes(service))
     app.include_router(cluster_routes(service))
-    app.include_router(extent_routes(service))
+    app.include_router(extent_routes(service, checks))
     app.include_router(deletion_routes(service))
     app.include_router(trash_routes(service))
 
@@ -62,6 +67,11 @@ def make_app(service: Service) -> FastAPI:
             return JSONResponse({"status": "ok"})
         status = "the volume is not as it was" if isinstance(fault, VolumeLost) else "redis is away"
         return JSONResponse({"status": status, "detail": str(fault or "")}, 503)
+
+    @app.get(METRICS_PATH, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus; deploy/metrics.md tells what each means."""
+        return Response(exposition(await naming_metrics(service)), media_type=CONTENT_TYPE)
 
     @app.exception_handler(DcsError)
     async def refuse(request: Request, error: DcsError) -> Response:
@@ -99,13 +109,16 @@ def _jobs(service: Service) -> list[Job]:
         Job("expiry", pace, lambda: expire_sessions(service)),
         Job("reap", pace, lambda: reap(service)),
         Job("delete", pace, lambda: delete_condemned(service)),
+        Job("doubts", pace, Doubts(service).run),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
         Job("trash", max(1.0, pace), TrashKeeper(service).run),
         Job("compaction", service.settings.compaction_interval_seconds, Compaction(service).run),
     ]
 
 
-def _lifespan(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+def _lifespan(
+    service: Service, checks: DamageChecks
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         schedule = Schedule(service, _jobs(service))
@@ -113,6 +126,7 @@ def _lifespan(service: Service) -> Callable[[FastAPI], contextlib.AbstractAsyncC
             _lasting(service.store.run(), "redis"),
             _lasting(schedule.run(), "schedule"),
             _lasting(service.keep_session(), "session"),
+            _lasting(checks.run(), "damage checks"),
         ]
         try:
             yield

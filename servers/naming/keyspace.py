@@ -43,6 +43,8 @@ library (`lua/`) writes them, but for `leader`.
     :thin                   set     extents with too few replicas           a map shows them
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again
+    :node_facts             hash    node number -> start, held, lost, JSON  what the node said last of itself
+    :doubted                hash    node number -> since when, ms           may have lost replicas: lua/damage.lua
     :node_numbers           hash    node uuid -> number
     :draining               hash    node number -> since when, ms           in :nodes; it takes no new copies
     :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order
@@ -57,3 +59,8 @@ def prefix(volume: str) -> str:
     if not volume.isascii() or not volume.replace("-", "").replace("_", "").isalnum():
         raise ValueError(f"VOLUME={volume!r}: a volume's name is made of letters, digits, - and _")
     return f"dcs:{{{volume}}}"
+
+
+def glob_literal(text: str) -> str:
+    """The text as a glob pattern of Redis that matches it alone."""
+    return "".join("\\" + c if c in "*?[]\\" else c for c in text)

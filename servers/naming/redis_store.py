@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
@@ -100,6 +101,7 @@ class RedisStore:
         self._safe: bytes | None = None
         self._under_way = 0
         self._calls = 0
+        self.calls_by_verb: Counter[str] = Counter()
         self._retries = 0
         self.fault: DcsError | None = None
         """Why the volume cannot be worked with now; None when it can."""
@@ -170,6 +172,7 @@ class RedisStore:
         return asker.ask([self._command(o.verb, session, o.n, o.arguments) for o in operations])
 
     def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
+        self.calls_by_verb[verb] += 1
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
         return (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments, self._uuid)
 

@@ -25,6 +25,7 @@ from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
 from servers.protocol.limits import OP_WINDOW
 from servers.protocol.placement import NodeView
+from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class Service:
         self.storage = StorageClient(self.transport)
         self.deletions = Deletions(self.store, self.storage, secret)
         self.chance = random.Random()
+        self.requests = Requests()
+        self.jobs = Requests()
+        """The runs of background jobs."""
         self.patience = Patience(
             settings.suspect_after_seconds, settings.dead_after_seconds, settings.returns_tolerated
         )

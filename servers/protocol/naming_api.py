@@ -27,6 +27,7 @@ from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber, SessionNumbe
 OPS_PATH = "/v1/ops"
 NODES_PATH = "/v1/nodes"
 DAMAGE_PATH = "/v1/damage"
+HEALED_PATH = "/v1/extents/healed"
 HEARTBEAT_PATH = "/v1/heartbeat"
 DEADLINE_HEADER = "dcs-deadline-ms"
 

@@ -5,7 +5,8 @@
     HEAD   /v1/extents/{id}          its length
     GET    /v1/extents/{id}/description   where the replica lies, its footer and sums (JSON)
     POST   /v1/extents/check         {"extents": [...]}: the length of each, null for what is not there, -1 for damaged;
-                                     with "data": true all of it is read and compared with its sums
+                                     with "data": true all of it is read and compared with its sums,
+                                     and set aside when it is damaged
     POST   /v1/copies                {"copies": [...]}: fetch extents from other nodes; answers when they are on
                                      stable storage
     POST   /v1/compositions          makes one extent of parts of others; answers when it is on stable storage

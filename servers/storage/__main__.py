@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from servers.serving.access import RequireSecret, SecretError, load_secret
+from servers.serving.metered import MeteredApp, metered_lane
 from servers.serving.server import CannotListen, address_of, configure_logging, listen, serve
 from servers.storage.app import create_app
 from servers.storage.data_directory import CannotStart
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes any (PORT)")
     parser.add_argument("--port-file", type=Path, help="write the port there once it listens")
-    parser.add_argument("--data-dir", type=Path, help="directory of the replicas (DATA_DIR)")
+    parser.add_argument("--data-dir", help="directories of the replicas, one a disk, comma separated (DATA_DIR)")
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
     try:
         settings = Settings(**given)
@@ -34,9 +35,11 @@ def main() -> int:
     except (ValidationError, ValueError, SecretError, CannotListen, CannotStart) as error:
         print(f"storage node: {error}", file=sys.stderr)
         return 1
-    logging.getLogger(__name__).info("storage node %s in %s", node.directory.uuid, settings.data_dir)
-    lanes = ExtentRoutes(node).lanes()
-    serve(RequireSecret(create_app(node, lanes), secret), lanes, secret, bound, port_file=settings.port_file)
+    where = ", ".join(map(str, settings.data_dir))
+    logging.getLogger(__name__).info("storage node %s in %s", node.uuid, where)
+    lanes = [metered_lane(lane, node.requests, lane.handler.__name__) for lane in ExtentRoutes(node).lanes()]
+    app = MeteredApp(create_app(node, lanes), node.requests)
+    serve(RequireSecret(app, secret), lanes, secret, bound, port_file=settings.port_file)
     return 1 if node.failed else 0
 
 

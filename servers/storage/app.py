@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from servers.protocol.errors import DcsError
+from servers.protocol.metrics import CONTENT_TYPE, METRICS_PATH, exposition
 from servers.protocol.storage_api import EXTENT_HEADER
 from servers.serving.lane import Lane
 from servers.serving.lane_route import lane_response, lane_route
+from servers.storage.metrics import node_metrics
 from servers.storage.node import StorageNode
 from servers.storage.routes.composition import composition_routes
 from servers.storage.routes.control import ID_PATTERN, control_routes
@@ -33,6 +37,12 @@ def create_app(node: StorageNode, lanes: Sequence[Lane]) -> FastAPI:
     app.include_router(composition_routes(node))
     for lane in lanes:
         _add_lane(app, lane)
+
+    @app.get(METRICS_PATH, response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """For Prometheus; deploy/metrics.md tells what each means."""
+        text = await asyncio.to_thread(lambda: exposition(node_metrics(node)))
+        return Response(text, media_type=CONTENT_TYPE)
 
     @app.exception_handler(DcsError)
     @app.exception_handler(OSError)

@@ -1,12 +1,15 @@
-"""The directory that a storage node keeps everything in, and the lock that makes it one node's own.
+"""A directory that a storage node keeps replicas in, one for each disk, and the lock that makes it one node's own.
 
     DATA_DIR/
       lock                          held by the one process that may use the directory
-      node.uuid                     who this node is, made at first start
+      node.uuid                     whose directory this is: the node's name, the same on all its disks
+      disk.uuid                     this disk's own name; when it changes or goes, so did the disk
       volume                        whose extents these are, see known_volume.py
       orders                        the last delete order that was obeyed, see obedience.py
+      scrub                         how far the scrub has come, see scrub_cursor.py
       tmp/<2 hex>/                  stores under way; emptied at start
       extents/<2 hex>/<id>          a replica, see extent_file.py; the 2 hex are the id's last byte
+      damaged/<id>.<n>              a replica that was found damaged, see set_aside.py
       condemned/<period>/<id>       a replica that was ordered deleted, kept for a while, see condemned.py
 
 Knows where things lie, not what is in them. Any thread; nothing here changes after the start.
@@ -20,6 +23,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +58,7 @@ class DataDirectory:
     def __init__(self, root: Path, reserve_bytes: int | None = None) -> None:
         """Locks the directory and makes what is missing. Raises CannotStart."""
         self.root = root
+        self.damaged = root / "damaged"
         self._tmp = root / "tmp"
         self._extents = f"{root}/extents"
         self._tmp_number = itertools.count()
@@ -61,7 +66,9 @@ class DataDirectory:
             root.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(root)
             self._make_directories()
-            self.uuid = self._load_or_make_uuid()
+            self.disk_uuid = self._read_uuid("disk.uuid") or self._write_uuid("disk.uuid", uuid.uuid4().hex)
+            self.node_uuid = self._read_uuid("node.uuid")
+            """None before `belong_to`."""
             state = os.statvfs(root)
         except OSError as error:
             raise CannotStart(f"cannot use {root} as data directory: {error}") from error
@@ -85,17 +92,39 @@ class DataDirectory:
         """All extents in the order of (last byte of the id, id), from the one behind `after` on."""
         first = after[-1] if after is not None else 0
         for bucket in range(first, BUCKETS):
-            for extent in sorted(_extent_ids(os.listdir(f"{self._extents}/{bucket:02x}"))):
+            for extent in sorted(self.bucket_names(bucket)):
                 if after is None or bucket > first or extent > after:
                     yield extent
 
-    def used_bytes(self) -> int:
-        """Of all replicas, footers too; looks at every file."""
-        used = 0
-        for bucket in range(BUCKETS):
-            with os.scandir(f"{self._extents}/{bucket:02x}") as entries:
-                used += sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
-        return used
+    def bucket_names(self, bucket: int) -> Iterator[ExtentId]:
+        """The extents of one bucket, in no order."""
+        return _extent_ids(os.listdir(f"{self._extents}/{bucket:02x}"))
+
+    def bucket_sizes(self, bucket: int) -> Iterator[tuple[ExtentId, int]]:
+        """With the size of each file, footer too."""
+        for extent in self.bucket_names(bucket):
+            with suppress(FileNotFoundError):
+                yield extent, os.stat(self.path(extent)).st_size
+
+    def is_there(self) -> bool:
+        """Whether this is still the disk that it was at the start. Raises OSError when that cannot be told."""
+        try:
+            return self._read_uuid("disk.uuid") == self.disk_uuid
+        except CannotStart:
+            return False
+
+    def is_writable(self) -> bool:
+        path = self._tmp / "probe"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            path.unlink()
+        except OSError:
+            return False
+        return True
+
+    def belong_to(self, node: str) -> None:
+        """The directory is this node's from now on."""
+        self.node_uuid = self._write_uuid("node.uuid", node)
 
     def space(self, reclaimable_bytes: int = 0) -> DiskSpace:
         """`reclaimable_bytes` on the disk count as free."""
@@ -109,32 +138,36 @@ class DataDirectory:
 
     def _make_directories(self) -> None:
         tmp, extents = self._tmp, self.root / "extents"
+        self.damaged.mkdir(exist_ok=True)
         tmp.mkdir(exist_ok=True)
         spread_subdirectories(tmp)
         extents.mkdir(exist_ok=True)
         for parent, count in ((tmp, TMP_DIRECTORIES), (extents, BUCKETS)):
             for number in range(count):
                 (parent / f"{number:02x}").mkdir(exist_ok=True)
-        for leftover in tmp.glob("*/*"):
-            leftover.unlink()
+        for leftover in tmp.glob("**/*"):
+            if not leftover.is_dir():
+                leftover.unlink()
         sync_directory(extents)
         sync_directory(self.root)
 
-    def _load_or_make_uuid(self) -> str:
-        path = self.root / "node.uuid"
+    def _read_uuid(self, name: str) -> str | None:
+        path = self.root / name
         try:
             return uuid.UUID(path.read_text("ascii").strip()).hex
         except FileNotFoundError:
-            made = uuid.uuid4().hex
+            return None
         except ValueError as error:
             raise CannotStart(f"{path} does not hold a uuid") from error
-        tmp = self._tmp / "00" / path.name
+
+    def _write_uuid(self, name: str, text: str) -> str:
+        tmp = self._tmp / "00" / name
         file = OpenFile(os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        write_all(file.fd, (f"{made}\n".encode(),))
+        write_all(file.fd, (f"{text}\n".encode(),))
         os.fsync(file.fd)
-        rename_if_absent(tmp, path)
+        rename_if_absent(tmp, self.root / name)
         sync_directory(self.root)
-        return made
+        return text
 
 
 def _lock(root: Path) -> int:

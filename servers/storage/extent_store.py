@@ -1,8 +1,9 @@
-"""The replicas on this node's disk: stored, read, deleted, listed.
+"""The replicas on this node's disks: stored, read, deleted, listed.
 
 A store writes a temporary file, syncs it if asked, renames it without replacing, syncs the
 directory if asked. So a name below `extents/` is always a whole file as far as the disk kept
-what it was given, and after a power failure the footer tells whether it did.
+what it was given, and after a power failure the footer tells whether it did. A replica that is
+found damaged is read again, and if that was no accident, set aside.
 
 Called by the routes and the syncer; knows nothing of HTTP. Every method may be called from any
 thread and blocks for the disk, but those that say otherwise. `_lock` guards what is counted and
@@ -12,6 +13,7 @@ what waits for a sync, and is never held while something may wait for the disk.
 from __future__ import annotations
 
 import errno
+import heapq
 import itertools
 import logging
 import os
@@ -23,10 +25,9 @@ from dataclasses import asdict, dataclass
 from servers.protocol.checksum import Buffer, block_sums, first_damaged_block
 from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFull
 from servers.protocol.ids import ExtentId, extent_text
-from servers.protocol.limits import KIB, MIB
+from servers.protocol.limits import BLOCK_BYTES, KIB
 from servers.protocol.storage_api import ExtentHeader
-from servers.storage.condemned import Condemned, CondemnedExtent
-from servers.storage.data_directory import DataDirectory
+from servers.storage.condemned import CondemnedExtent
 from servers.storage.disk import (
     OpenFile,
     raise_open_files_limit,
@@ -35,8 +36,11 @@ from servers.storage.disk import (
     write_all,
     write_around_cache,
 )
+from servers.storage.disk_health import DiskState
+from servers.storage.disks import Disk, Disks
 from servers.storage.extent_file import Footer, pack_footer
-from servers.storage.replica import Replica, ReplicaCache, open_replica
+from servers.storage.replica import Replica, ReplicaCache, open_replica, open_set_aside
+from servers.storage.verify import Verified, verify_file
 
 OPEN_FILES_MAX = 1024
 """Of replicas kept open for readers; a quarter of the descriptors this process may have, if that is less."""
@@ -44,9 +48,9 @@ UNSYNCED_FILES_MAX = 1024
 """Of replicas not on stable storage yet, which stay open for their fsync; with more, stores sync for themselves."""
 AROUND_CACHE_BYTES_MIN = 256 * KIB
 """From here on data goes straight to the disk, and a later sync finds little left."""
+SMOOTHING = 0.1
+"""The weight of the last store in `store_seconds`."""
 NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-PURGED_AT_ONCE_BYTES = 64 * MIB
-"""A store that finds no room has so much of what is condemned deleted, so that the next ones find some."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +77,9 @@ class Counters:
     """Condemned and brought back."""
     damaged: int = 0
     """Times that damage was met, not replicas."""
+    set_aside: int = 0
+    """Replicas that were moved out of the way because they are damaged."""
+    read_errors: int = 0
     sync_failures: int = 0
 
 
@@ -81,22 +88,23 @@ class Unsynced:
     """A replica that is not known to be on stable storage; its file stays open, so that no error is missed."""
 
     extent: ExtentId
+    disk: Disk
     file: OpenFile
     stored_at: float
     """Of the monotonic clock."""
 
 
 class ExtentStore:
-    def __init__(self, directory: DataDirectory, condemned_keep_seconds: float = 0) -> None:
-        self.directory = directory
-        self.condemned = Condemned(directory.root, condemned_keep_seconds)
+    def __init__(self, disks: Disks) -> None:
+        self.disks = disks
         descriptors = raise_open_files_limit()
         self._cache = ReplicaCache(min(OPEN_FILES_MAX, descriptors // 4))
         self._unsynced_files_max = min(UNSYNCED_FILES_MAX, descriptors // 4)
         self._lock = threading.Lock()
         self._unsynced: dict[ExtentId, Unsynced] = {}
-        self._used_bytes = directory.used_bytes()
         self._counters = Counters()
+        self.store_seconds = 0.0
+        """What a store takes, smoothed over the last ones."""
 
     # Storing.
 
@@ -105,30 +113,49 @@ class ExtentStore:
 
         Raises BadBody, OtherContent, NodeFull and OSError; then nothing is left behind.
         """
+        began = time.monotonic()
+        try:
+            return self._store(extent, header, body, sync)
+        finally:
+            self.store_seconds += (time.monotonic() - began - self.store_seconds) * SMOOTHING
+
+    def _store(self, extent: ExtentId, header: ExtentHeader | None, body: Buffer, sync: bool) -> bool:
         footer = Footer(extent, len(body), _checked_header(header, body))
         packed = _packed(footer)
         if self._had_already(footer, sync):
             return False
-        self._check_room(len(body) + len(packed))
-        tmp = self.directory.new_tmp_path(extent)
+        size = len(body) + len(packed)
+        disk = self.disks.for_new(extent, size)
+        disk.make_room(size)
         try:
-            file = self._write(tmp, body, packed, sync)
-            rename_if_absent(tmp, self.directory.path(extent))
+            with disk.holdings.changing(extent):
+                file = self._put(disk, extent, body, packed, sync)
+                disk.holdings.add(extent, size)
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(tmp)
+            disk.health.note(error)
             if error.errno in NO_ROOM:
                 raise NodeFull("no room on the disk") from error
             # Another store of the same extent may have been quicker.
             if isinstance(error, FileExistsError) and self._had_already(footer, sync):
                 return False
             raise
-        self._keep(footer, file, len(body) + len(packed))
+        self._keep(disk, footer, file, size)
         if sync:
-            self._sync_name(extent)
+            self._sync_name(disk, extent)
         else:
-            self._sync_later(extent, file)
+            self._sync_later(disk, extent, file)
         return True
+
+    def _put(self, disk: Disk, extent: ExtentId, body: Buffer, packed: bytes, sync: bool) -> OpenFile:
+        tmp = disk.directory.new_tmp_path(extent)
+        try:
+            file = self._write(tmp, body, packed, sync)
+            rename_if_absent(tmp, disk.directory.path(extent))
+        except OSError:
+            with suppress(OSError):
+                os.unlink(tmp)
+            raise
+        return file
 
     def _write(self, tmp: str, body: Buffer, packed: bytes, sync: bool) -> OpenFile:
         file = OpenFile(os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -145,10 +172,12 @@ class ExtentStore:
     def _had_already(self, footer: Footer, sync: bool) -> bool:
         """Whether a good replica with this content is here, with `sync` on stable storage.
 
-        Removes a damaged one, so that storing again repairs. Raises OtherContent.
+        Sets a damaged one aside, so that storing again repairs. Raises OtherContent.
         """
         try:
             replica = self.open(footer.extent)
+            if replica.is_set_aside or replica.disk.health.state is DiskState.FAILED:
+                return False
             if (replica.footer.length, replica.footer.sums) != (footer.length, footer.sums):
                 raise OtherContent(f"{extent_text(footer.extent)} has other content here")
             self.verify(replica)
@@ -156,51 +185,42 @@ class ExtentStore:
             return False
         except ExtentDamaged as damage:
             logger.warning("%s; it is replaced", damage)
-            self.delete(footer.extent)
             return False
         if sync:
-            self._sync_stored(footer.extent, replica.file)
+            self._sync_stored(replica.disk, footer.extent, replica.file)
         return True
 
-    def _keep(self, footer: Footer, file: OpenFile, file_bytes: int) -> None:
-        self._cache.put(Replica(file, footer, file_bytes, os.fstat(file.fd).st_mtime_ns))
+    def _keep(self, disk: Disk, footer: Footer, file: OpenFile, file_bytes: int) -> None:
+        self._cache.put(Replica(file, footer, file_bytes, os.fstat(file.fd).st_mtime_ns, disk))
         with self._lock:
-            self._used_bytes += file_bytes
             self._counters.puts += 1
             self._counters.put_bytes += footer.length
 
-    def _sync_later(self, extent: ExtentId, file: OpenFile) -> None:
+    def _sync_later(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
         with self._lock:
             crowded = len(self._unsynced) >= self._unsynced_files_max
-            self._unsynced[extent] = Unsynced(extent, file, time.monotonic())
+            self._unsynced[extent] = Unsynced(extent, disk, file, time.monotonic())
         if crowded:  # The syncer does not keep up: be as slow as the disk.
-            self._sync_stored(extent, file)
+            self._sync_stored(disk, extent, file)
             with self._lock:
                 self._unsynced.pop(extent, None)
 
-    def _sync_stored(self, extent: ExtentId, file: OpenFile) -> None:
+    def _sync_stored(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
         try:
             os.fdatasync(file.fd)
-        except OSError:
+        except OSError as error:
+            disk.health.note(error)
             self.drop_unsyncable(extent)
             raise
-        self._sync_name(extent)
+        self._sync_name(disk, extent)
 
-    def _sync_name(self, extent: ExtentId) -> None:
+    def _sync_name(self, disk: Disk, extent: ExtentId) -> None:
         try:
-            sync_directory(self.directory.bucket(extent))
-        except OSError:
+            sync_directory(disk.directory.bucket(extent))
+        except OSError as error:
+            disk.health.note(error)
             self.drop_unsyncable(extent)
             raise
-
-    def _check_room(self, size: int) -> None:
-        if self.directory.space().free_bytes >= size:
-            return
-        if self.condemned.count and self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
-            logger.info("what is condemned makes room for a store")
-            if self.directory.space().free_bytes >= size:
-                return
-        raise NodeFull("no room on the disk")
 
     # Reading. The data is not compared with its sums: the reader does that.
 
@@ -209,20 +229,35 @@ class ExtentStore:
         return self._cache.get(extent)
 
     def open(self, extent: ExtentId) -> Replica:
-        """Raises ExtentMissing, ExtentDamaged, OSError."""
+        """A good one, else what was set aside. Raises ExtentMissing, ExtentDamaged, OSError."""
         replica = self._cache.get(extent)
         if replica is None:
-            try:
-                replica = open_replica(self.directory.path(extent), extent)
-            except ExtentDamaged:
-                self.count(damaged=1)
-                raise
-            self._cache.put(replica)
+            replica = self._open(extent)
+            if not replica.is_set_aside:
+                self._cache.put(replica)
         return replica
+
+    def _open(self, extent: ExtentId) -> Replica:
+        trouble: DcsError | OSError = ExtentMissing(f"{extent_text(extent)} is not here")
+        for disk in self.disks:
+            try:
+                return open_replica(disk, extent)
+            except ExtentMissing:
+                continue
+            except OSError as error:
+                disk.health.note(error)
+                trouble = error
+            except ExtentDamaged as damage:
+                self._met(disk, extent, damage)
+                trouble = damage
+        for disk in self.disks:
+            with suppress(ExtentMissing):
+                return open_set_aside(disk, extent)
+        raise trouble
 
     def read(self, replica: Replica, start: int, end: int) -> bytes:
         """Bytes [start, end) of the data. Raises ExtentDamaged."""
-        piece = self._read(replica, start, end)
+        piece = self._read_verified(replica, start, end) if replica.is_set_aside else self._read(replica, start, end)
         self.count(gets=1, get_bytes=len(piece))
         return piece
 
@@ -234,6 +269,16 @@ class ExtentStore:
         if len(piece) != end - start:
             raise self._damage(replica, "the file became shorter")
         return piece
+
+    def _read_verified(self, replica: Replica, start: int, end: int) -> bytes:
+        """As `_read`; the blocks that this touches match their sums."""
+        first, last = start // BLOCK_BYTES, -(-end // BLOCK_BYTES)
+        at = first * BLOCK_BYTES
+        blocks = self._read(replica, at, min(last * BLOCK_BYTES, replica.footer.length))
+        bad = first_damaged_block(blocks, replica.footer.sums[4 * first : 4 * last])
+        if bad is not None:
+            raise self._damage(replica, f"block {first + bad} has a wrong CRC32C")
+        return blocks[start - at : end - at]
 
     def read_cached(self, replica: Replica, start: int, end: int) -> bytearray | None:
         """As `read`, but None unless the kernel has it all in memory. Does not block."""
@@ -255,45 +300,103 @@ class ExtentStore:
             raise self._damage(replica, f"block {block} has a wrong CRC32C")
 
     def _damage(self, replica: Replica, what: str) -> ExtentDamaged:
+        extent = replica.footer.extent
+        damage = ExtentDamaged(f"damaged: {extent_text(extent)}: {what}")
+        if replica.is_set_aside:
+            self.count(damaged=1)
+        else:
+            self._met(replica.disk, extent, damage)
+        return damage
+
+    # Damage.
+
+    def check_replica(self, disk: Disk, extent: ExtentId) -> Verified | None:
+        """Reads the replica from the disk and verifies it; None when it is damaged, and set aside.
+
+        Raises ExtentMissing, OSError.
+        """
+        found = self._examine(disk, extent)
+        if found is None:
+            self.count(damaged=1)
+        return found
+
+    def _examine(self, disk: Disk, extent: ExtentId) -> Verified | None:
+        """What seems damaged is read twice before that is believed."""
+        path = disk.directory.path(extent)
+        try:
+            return verify_file(path, extent)
+        except ExtentDamaged as damage:
+            self._note_cause(disk, damage)
+        try:
+            return verify_file(path, extent)
+        except ExtentDamaged as damage:
+            if disk.health.state is not DiskState.FAILED:  # Nothing is moved there: all of it counts as lost.
+                self._set_aside(disk, extent, damage)
+            return None
+
+    def _met(self, disk: Disk, extent: ExtentId, damage: ExtentDamaged) -> None:
+        """Damage was met in passing."""
         self.count(damaged=1)
-        return ExtentDamaged(f"damaged: {extent_text(replica.footer.extent)}: {what}")
+        with suppress(ExtentMissing, OSError):  # It will be met again.
+            if self._examine(disk, extent) is not None:
+                self._note_cause(disk, damage)
+
+    def _note_cause(self, disk: Disk, damage: ExtentDamaged) -> None:
+        if isinstance(damage.__cause__, OSError):
+            self.count(read_errors=1)
+            disk.health.note(damage.__cause__)
+
+    def _set_aside(self, disk: Disk, extent: ExtentId, damage: ExtentDamaged) -> None:
+        path = disk.directory.path(extent)
+        try:
+            with disk.holdings.changing(extent):
+                size = os.stat(path).st_size
+                if disk.damaged.take(path, extent, str(damage)):
+                    disk.holdings.remove(extent, size)
+                    self.count(set_aside=1)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            disk.health.note(error)
+            logger.error("%s is damaged and could not be set aside: %s", extent_text(extent), error)
+        self._forget(extent)
 
     # Deleting.
 
     def delete(self, extent: ExtentId) -> None:
-        """The extent is not here any more; also when it never was."""
-        path = self.directory.path(extent)
-        with suppress(FileNotFoundError):
-            size = os.stat(path).st_size
-            os.unlink(path)
-            with self._lock:
-                self._used_bytes -= size
-                self._counters.deletes += 1
+        """The extent is not here any more; also when it never was. What was set aside stays. Raises OSError."""
+        for disk in self.disks:
+            path = disk.directory.path(extent)
+            with disk.holdings.changing(extent), suppress(FileNotFoundError):
+                size = os.stat(path).st_size
+                os.unlink(path)
+                disk.holdings.remove(extent, size)
+                self.count(deletes=1)
+        self._forget(extent)
+
+    def _forget(self, extent: ExtentId) -> None:
         self._cache.drop(extent)
         with self._lock:
             self._unsynced.pop(extent, None)
 
     def condemn(self, extent: ExtentId) -> None:
-        """The extent is not here any more, or never was; for a while it can be brought back."""
-        with suppress(FileNotFoundError):
-            size = self.condemned.take(self.directory.path(extent), extent)
-            with self._lock:
-                self._used_bytes -= size
-                self._counters.deletes += 1
-        self._cache.drop(extent)
-        with self._lock:
-            self._unsynced.pop(extent, None)
+        """The extent is not here any more, or never was; for a while it can be brought back. Raises OSError."""
+        for disk in self.disks:
+            with disk.holdings.changing(extent), suppress(FileNotFoundError):
+                disk.holdings.remove(extent, disk.condemned.take(disk.directory.path(extent), extent))
+                self.count(deletes=1)
+        self._forget(extent)
 
-    def bring_back(self, condemned: CondemnedExtent) -> bool:
+    def bring_back(self, disk: Disk, condemned: CondemnedExtent) -> bool:
         """The condemned extent is here again; False when it is already, or was purged. Raises OSError."""
-        try:
-            rename_if_absent(condemned.path, self.directory.path(condemned.extent))
-        except (FileExistsError, FileNotFoundError):
-            return False
-        self.condemned.forget(condemned)
-        with self._lock:
-            self._used_bytes += condemned.file_bytes
-            self._counters.restored += 1
+        with disk.holdings.changing(condemned.extent):
+            try:
+                rename_if_absent(condemned.path, disk.directory.path(condemned.extent))
+            except (FileExistsError, FileNotFoundError):
+                return False
+            disk.holdings.add(condemned.extent, condemned.file_bytes)
+        disk.condemned.forget(condemned)
+        self.count(restored=1)
         return True
 
     def drop_unsyncable(self, extent: ExtentId) -> None:
@@ -322,13 +425,15 @@ class ExtentStore:
     # Listing.
 
     def length(self, extent: ExtentId) -> int | None:
-        """None when it is not here, -1 when it is damaged."""
+        """None when it is not here, -1 when there is none that counts as good."""
         try:
-            return self.open(extent).footer.length
+            replica = self.open(extent)
         except ExtentMissing:
             return None
         except ExtentDamaged:
             return -1
+        is_good = not replica.is_set_aside and replica.disk.health.state is not DiskState.FAILED
+        return replica.footer.length if is_good else -1
 
     def page(
         self, after: ExtentId | None, limit: int, *, names_only: bool = False
@@ -338,9 +443,11 @@ class ExtentStore:
         With `names_only` no file is opened, and every length is 0.
 
         Pages follow each other in a fixed order, so all that is there during the whole listing is in
-        it exactly once. Raises OSError rather than leave something out.
+        it exactly once. What lies on a failed disk is not. Raises OSError rather than leave something out.
         """
-        found = list(itertools.islice(self.directory.names(after), limit + 1))
+        good = [disk for disk in self.disks if disk.health.state is not DiskState.FAILED]
+        names = heapq.merge(*(disk.directory.names(after) for disk in good), key=lambda e: (e[-1], e))
+        found = list(itertools.islice((extent for extent, _ in itertools.groupby(names)), limit + 1))
         page = found[:limit]
         if names_only:
             rows = [(extent, 0) for extent in page]
@@ -350,7 +457,7 @@ class ExtentStore:
 
     def used_bytes(self) -> int:
         """Does not block."""
-        return self._used_bytes
+        return self.disks.held().bytes
 
     def count(self, **increments: int) -> None:
         """Adds to the counters of these names. Does not block."""

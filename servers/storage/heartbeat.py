@@ -1,4 +1,4 @@
-"""Tells the naming servers that this node is there, where, and how full: at start and every 2 s.
+"""Tells the naming servers that this node is there, where, how full and what it holds: at start and every 2 s.
 
 Asks for ever and logs only when things change. One naming server that answers is enough: they
 share what they know.
@@ -29,6 +29,25 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class DiskReport:
+    """One disk, in the names of the naming server's JSON."""
+
+    path: str
+    state: str
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    replicas: int
+    set_aside: int
+    """Damaged replicas, moved out of the way and kept."""
+    errors: int
+    """Since the node's start."""
+    scrubbed_s: int
+    """When the last complete scrub ended, in seconds since 1970."""
+    scrub_late: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """What one heartbeat says, in the names of the naming server's JSON."""
 
@@ -43,6 +62,15 @@ class Report:
     """Whose extents it keeps; "" before the first answer."""
     seq: int = 0
     """The latest change of the volume that it was told of."""
+    start: str = ""
+    """Another one for each start of the node."""
+    held: str = ""
+    """A digest of the extents it has: equal ones for equal sets."""
+    lost: int = 0
+    """Grows when replicas went away or bad without an order, since this start."""
+    store_ms: int = 0
+    """What a store took lately, smoothed."""
+    disks: tuple[DiskReport, ...] = ()
 
 
 class NotOurVolume(TryAgain):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import time
+import uuid
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,16 +14,21 @@ from contextlib import asynccontextmanager
 from servers.client.asyncio_transport import AsyncioTransport
 from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
+from servers.protocol.requests import Requests
 from servers.serving.access import Secret
 from servers.serving.memory import MemoryBudget
 from servers.storage.compose import Composer
-from servers.storage.condemned import PERIODS_PER_KEEP, Condemned
-from servers.storage.data_directory import DataDirectory
+from servers.storage.condemned import PERIODS_PER_KEEP
+from servers.storage.damage_reports import DamageReports
+from servers.storage.data_directory import BUCKETS
+from servers.storage.disk_health import DiskState
+from servers.storage.disks import Disk, open_disks
 from servers.storage.extent_store import ExtentStore
-from servers.storage.heartbeat import Heartbeat, Report, naming_addresses, reachable_address
+from servers.storage.heartbeat import DiskReport, Heartbeat, Report, naming_addresses, reachable_address
 from servers.storage.known_volume import KnownVolume
 from servers.storage.obedience import Obedience
 from servers.storage.replicate import Pace, Replicator
+from servers.storage.scrub import Scrub
 from servers.storage.settings import Settings
 from servers.storage.syncer import Syncer
 
@@ -37,20 +43,32 @@ FREE_SHARE_MIN = 0.05
 logger = logging.getLogger(__name__)
 
 
+class DisksGone(Exception):
+    """There is nothing left to serve."""
+
+
 class StorageNode:
     def __init__(self, settings: Settings, secret: Secret, bound: str) -> None:
-        """Opens the data directory. Raises CannotStart, ValueError."""
+        """Opens the data directories. Raises CannotStart, ValueError."""
         self._naming = naming_addresses(settings.naming_url)
         self._settings = settings
         self._bound = bound
-        self.directory = DataDirectory(settings.data_dir, settings.reserve_bytes)
-        self.store = ExtentStore(self.directory, settings.condemned_keep_seconds)
+        self.disks = open_disks(settings.data_dir, settings.reserve_bytes, settings.condemned_keep_seconds)
+        self.uuid = self.disks.node_uuid
+        self.store = ExtentStore(self.disks)
         self.syncer = Syncer(self.store)
+        self.scrubs = {disk: self._scrub_of(disk) for disk in self.disks}
+        self._start = uuid.uuid4().hex
         self._transport = HttpxTransport(secret.text)
         self._peers = AsyncioTransport(secret.text)
-        self._volume = KnownVolume(settings.data_dir)
-        self.obedience = Obedience(settings.data_dir, self.directory.uuid, self._volume, secret.text)
+        self._volume = KnownVolume(self.disks.roots)
+        self.obedience = Obedience(self.disks.roots, self.uuid, self._volume, secret.text)
         self.heartbeat = Heartbeat(self._transport, self._naming, self.report, self._volume.learn)
+        self._damage_reports = DamageReports(
+            self._transport, self._naming, lambda: self.heartbeat.node_number, self.disks,
+            settings.damaged_grace_seconds,
+        )  # fmt: skip
+        self.requests = Requests()
         self.failed = False
         self.replies = MemoryBudget(REPLIES_BYTES_MAX)
         self.readers = ThreadPoolExecutor(DISK_THREADS, "read")
@@ -65,20 +83,21 @@ class StorageNode:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._or_stop(self.syncer.run()))
-                purge = tasks.create_task(self._or_stop(self._purge_condemned()))
-                heart = tasks.create_task(self._or_stop(self.heartbeat.run()))
+                others = [self.heartbeat.run(), self._damage_reports.run(), self._watch_disks()]
+                others += [self._purge_condemned(), *(scrub.run() for scrub in self.scrubs.values())]
+                running = [tasks.create_task(self._or_stop(other)) for other in others]
                 try:
                     yield
                 finally:
-                    heart.cancel()
-                    purge.cancel()
+                    for task in running:
+                        task.cancel()
                     self.syncer.stop()
         finally:
             await self._transport.close()
             await self._peers.close()
             self.readers.shutdown()
             self.writers.shutdown()
-            self.directory.close()
+            self.disks.close()
 
     async def _or_stop(self, work: Coroutine[None, None, None]) -> None:
         """Stops the whole process when `work` fails: a node that does not sync must not go on taking extents."""
@@ -89,31 +108,86 @@ class StorageNode:
             self.failed = True
             signal.raise_signal(signal.SIGTERM)
 
+    def _scrub_of(self, disk: Disk) -> Scrub:
+        return Scrub(self.store, disk, self._settings.scrub_period_seconds, self._settings.scrub_bytes_per_second_max)
+
+    async def _watch_disks(self) -> None:
+        """Looks at the disks and recounts a part of what they hold, again and again, until cancelled.
+
+        Ends with an error when no disk is left: started again, the node is what its disks say then.
+        """
+        pause = self._settings.recount_period_seconds / BUCKETS
+        while True:
+            for bucket in range(BUCKETS):
+                await asyncio.to_thread(self._look, bucket)
+                if all(disk.health.is_gone for disk in self.disks):
+                    raise DisksGone("all disks of this node were taken away")
+                await asyncio.sleep(pause)
+
+    def _look(self, bucket: int) -> None:
+        for disk in self.disks:
+            disk.look()
+            if disk.health.state is DiskState.FAILED:
+                continue
+            try:
+                lost = disk.holdings.recount(bucket)
+            except OSError as error:
+                disk.health.note(error)
+                continue
+            if lost:
+                logger.error("%d replicas are not in %s any more, without an order", lost, disk.directory.root)
+
     async def _purge_condemned(self) -> None:
         """Deletes what was condemned and kept long enough, and older ones before the disk is full; until cancelled."""
-        condemned, keep_seconds = self.store.condemned, self._settings.condemned_keep_seconds
+        keep_seconds = self._settings.condemned_keep_seconds
         while keep_seconds > 0:
             await asyncio.sleep(min(PURGE_SECONDS, keep_seconds / PERIODS_PER_KEEP))
-            if condemned.count:
-                try:
-                    await asyncio.to_thread(self._purge, condemned)
-                except OSError as error:
-                    logger.warning("what is condemned cannot be purged now: %s", error)
-
-    def _purge(self, condemned: Condemned) -> None:
-        space = self.directory.space()
-        condemned.purge(time.time(), max(0, int(space.total_bytes * FREE_SHARE_MIN) - space.free_bytes))
+            for disk in self.disks:
+                if disk.condemned.count:
+                    try:
+                        await asyncio.to_thread(_purge, disk)
+                    except OSError as error:
+                        logger.warning("what is condemned cannot be purged now: %s", error)
 
     def report(self) -> Report:
-        space = self.directory.space(self.store.condemned.file_bytes)
+        space, held = self.disks.space(), self.disks.held()
         return Report(
-            uuid=self.directory.uuid,
+            uuid=self.uuid,
             address=self._settings.advertise or reachable_address(self._bound, self._naming),
-            used_bytes=self.store.used_bytes(),
+            used_bytes=held.bytes,
             free_bytes=space.free_bytes,
             total_bytes=space.total_bytes,
             space=space.space,
             rack=self._settings.rack,
             volume=self._volume.uuid,
             seq=self._volume.seq,
+            start=self._start,
+            held=str(held),
+            lost=self.lost_replicas(),
+            store_ms=round(self.store.store_seconds * 1000),
+            disks=tuple(self._disk_report(disk) for disk in self.disks),
         )
+
+    def lost_replicas(self) -> int:
+        """Those that went away or bad without an order, since the start."""
+        return self.disks.lost() + self.store.statistics()["set_aside"]
+
+    def _disk_report(self, disk: Disk) -> DiskReport:
+        held, scrub = disk.holdings.total, self.scrubs[disk].state()
+        return DiskReport(
+            path=str(disk.directory.root),
+            state=disk.health.state,
+            used_bytes=held.bytes,
+            free_bytes=disk.free_bytes(),
+            total_bytes=disk.total_bytes(),
+            replicas=held.count,
+            set_aside=len(disk.damaged),
+            errors=disk.health.errors,
+            scrubbed_s=scrub.completed_s,
+            scrub_late=scrub.is_late,
+        )
+
+
+def _purge(disk: Disk) -> None:
+    space = disk.directory.space()
+    disk.condemned.purge(time.time(), max(0, int(space.total_bytes * FREE_SHARE_MIN) - space.free_bytes))

@@ -1,7 +1,7 @@
 """Which delete orders this node obeys: each at most once, none that is late, none decided from older metadata.
 
-The number of the last one is kept in `DATA_DIR/orders`, so that a restart does not make an old one
-new again. Any thread; `_lock` is held while the number is judged and kept.
+The number of the last one is kept in `DATA_DIR/orders`, on every disk, so that a restart does not
+make an old one new again. Any thread; `_lock` is held while the number is judged and kept.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from servers.protocol.errors import DcsError
@@ -23,19 +24,13 @@ class OrderRefused(DcsError):
 
 
 class Obedience:
-    def __init__(self, root: Path, node: str, volume: KnownVolume, secret: str) -> None:
-        self._path = root / "orders"
+    def __init__(self, roots: Sequence[Path], node: str, volume: KnownVolume, secret: str) -> None:
+        self._paths = [root / "orders" for root in roots]
         self._node = node
         self._volume = volume
         self._secret = secret
         self._lock = threading.Lock()
-        try:
-            self._last = int(self._path.read_text("ascii"))
-        except FileNotFoundError:
-            self._last = 0
-        except ValueError:
-            logger.warning("%s is not readable: orders are counted anew", self._path)
-            self._last = 0
+        self._last = max(map(_read, self._paths))
 
     def accept(self, order: DeleteOrder, signature: str) -> None:
         """The order may be carried out, now and never again. Raises OrderRefused, OSError."""
@@ -47,7 +42,28 @@ class Obedience:
             problem = objection(order, known)
             if problem:
                 raise OrderRefused(problem)
-            beside = self._path.with_name("orders.new")
-            beside.write_text(f"{order.number}\n", "ascii")
-            os.replace(beside, self._path)
+            failed: list[OSError] = []
+            for path in self._paths:
+                try:
+                    _write(path, order.number)
+                except OSError as error:
+                    failed.append(error)
+            if len(failed) == len(self._paths):
+                raise failed[0]
             self._last = order.number
+
+
+def _read(path: Path) -> int:
+    try:
+        return int(path.read_text("ascii"))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        logger.warning("%s is not readable: orders are counted anew", path)
+        return 0
+
+
+def _write(path: Path, number: int) -> None:
+    beside = path.with_name("orders.new")
+    beside.write_text(f"{number}\n", "ascii")
+    os.replace(beside, path)

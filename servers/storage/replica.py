@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from servers.protocol.errors import ExtentDamaged, ExtentMissing
 from servers.protocol.ids import ExtentId, extent_text
 from servers.storage.disk import OpenFile
+from servers.storage.disks import Disk
 from servers.storage.extent_file import FOOTER_BYTES_MAX, Footer, parse_footer
 
 
@@ -21,6 +22,9 @@ class Replica:
     footer: Footer
     file_bytes: int
     changed_ns: int
+    disk: Disk
+    is_set_aside: bool = False
+    """It was found damaged: each block is compared with its sum before it is served."""
 
     def is_current(self) -> bool:
         """Whether the file is still the one whose footer was read. Does not block."""
@@ -28,8 +32,24 @@ class Replica:
         return (now.st_size, now.st_mtime_ns) == (self.file_bytes, self.changed_ns) and now.st_nlink > 0
 
 
-def open_replica(path: str, extent: ExtentId) -> Replica:
-    """Raises ExtentMissing, ExtentDamaged, and OSError where the file cannot be opened. Blocks."""
+def open_replica(disk: Disk, extent: ExtentId) -> Replica:
+    """Raises ExtentMissing, ExtentDamaged (from the OSError where the disk refused), and OSError where the file cannot
+    be opened. Blocks."""
+    return _open(disk, disk.directory.path(extent), extent)
+
+
+def open_set_aside(disk: Disk, extent: ExtentId) -> Replica:
+    """The first of the extent's damaged replicas here whose footer can be read. Raises ExtentMissing and as above."""
+    found: ExtentDamaged | ExtentMissing = ExtentMissing(f"{extent_text(extent)} is not here")
+    for one in disk.damaged.of(extent):
+        try:
+            return replace(_open(disk, str(one.path), extent), is_set_aside=True)
+        except (ExtentDamaged, ExtentMissing) as error:
+            found = error
+    raise found
+
+
+def _open(disk: Disk, path: str, extent: ExtentId) -> Replica:
     name = extent_text(extent)
     try:
         file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
@@ -43,7 +63,7 @@ def open_replica(path: str, extent: ExtentId) -> Replica:
             raise ExtentDamaged(f"the file holds {extent_text(footer.extent)}")
     except (ExtentDamaged, OSError) as error:
         raise ExtentDamaged(f"damaged: {name}: {error}") from error
-    return Replica(file, footer, state.st_size, state.st_mtime_ns)
+    return Replica(file, footer, state.st_size, state.st_mtime_ns, disk)
 
 
 class ReplicaCache:

@@ -125,14 +125,16 @@ class Replicator:
         self._store.count(copies=1, copied_bytes=len(data))
 
     def _verified_length(self, extent: ExtentId) -> int | None:
+        length = self._store.length(extent)
+        if length is None or length < 0:
+            return length
         try:
-            replica = self._store.open(extent)
-            self._store.verify(replica)
+            self._store.verify(self._store.open(extent))
         except ExtentMissing:
             return None
         except ExtentDamaged:
             return -1
-        return replica.footer.length
+        return length
 
     async def _wait(self, size: int) -> None:
         await asyncio.sleep(self._pace.take(max(0, size), time.monotonic()))

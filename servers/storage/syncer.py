@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from servers.protocol.errors import DcsError
 from servers.protocol.ids import ExtentId, extent_text
 from servers.storage.disk import start_writeback, sync_directory, sync_file_system
+from servers.storage.disks import Disk
 from servers.storage.extent_store import ExtentStore, Unsynced
 
 SYNC_AFTER_SECONDS = 2.0
@@ -48,7 +49,9 @@ class Syncer:
         self._flushing = False
         self._next_flush: asyncio.Future[None] | None = None
         self._lost: deque[tuple[float, ExtentId]] = deque(maxlen=1024)
-        self._file_system = os.open(store.directory.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._file_systems = {
+            disk: os.open(disk.directory.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for disk in store.disks
+        }
         self._stopping = False
 
     async def barrier(self) -> None:
@@ -69,7 +72,8 @@ class Syncer:
                 await self._wait_for_work()
                 await self._flush()
         finally:
-            os.close(self._file_system)
+            for descriptor in self._file_systems.values():
+                os.close(descriptor)
 
     def stop(self) -> None:
         """Ends `run`, once what was stored until now is on stable storage."""
@@ -109,36 +113,48 @@ class Syncer:
 
     def _sync(self, batch: Sequence[Unsynced]) -> list[ExtentId]:
         """Those of the batch that could not be synced; they are dropped. Blocks."""
-        if len(batch) > ONE_BY_ONE_MAX:
-            try:
-                sync_file_system(self._file_system)
-                return []
-            except OSError as error:
-                logger.warning("syncfs: %s; each file is asked now", error)
-        failed = self._failed_files(batch) | self._failed_names(batch)
+        failed: set[ExtentId] = set()
+        for disk, file_system in self._file_systems.items():
+            failed |= _sync_disk(disk, file_system, [one for one in batch if one.disk is disk])
         for extent in failed:
             self._store.drop_unsyncable(extent)
         return sorted(failed)
 
-    def _failed_files(self, batch: Sequence[Unsynced]) -> set[ExtentId]:
-        failed = set()
-        for one in batch:
-            start_writeback(one.file.fd)
-        for one in batch:
-            try:
-                os.fdatasync(one.file.fd)
-            except OSError as error:
-                if os.fstat(one.file.fd).st_nlink > 0:  # Deleted meanwhile is not lost.
-                    logger.error("%s: fdatasync: %s", extent_text(one.extent), error)
-                    failed.add(one.extent)
-        return failed
 
-    def _failed_names(self, batch: Sequence[Unsynced]) -> set[ExtentId]:
-        failed: set[ExtentId] = set()
-        for directory in {self._store.directory.bucket(one.extent) for one in batch}:
-            try:
-                sync_directory(directory)
-            except OSError as error:
-                logger.error("%s: fsync: %s", directory, error)
-                failed.update(one.extent for one in batch if self._store.directory.bucket(one.extent) == directory)
-        return failed
+def _sync_disk(disk: Disk, file_system: int, batch: Sequence[Unsynced]) -> set[ExtentId]:
+    """Those of one disk that could not be synced."""
+    if len(batch) > ONE_BY_ONE_MAX:
+        try:
+            sync_file_system(file_system)
+        except OSError as error:
+            logger.warning("syncfs: %s; each file is asked now", error)
+        else:
+            return set()
+    return _failed_files(disk, batch) | _failed_names(disk, batch)
+
+
+def _failed_files(disk: Disk, batch: Sequence[Unsynced]) -> set[ExtentId]:
+    failed = set()
+    for one in batch:
+        start_writeback(one.file.fd)
+    for one in batch:
+        try:
+            os.fdatasync(one.file.fd)
+        except OSError as error:
+            disk.health.note(error)
+            if os.fstat(one.file.fd).st_nlink > 0:  # Deleted meanwhile is not lost.
+                logger.error("%s: fdatasync: %s", extent_text(one.extent), error)
+                failed.add(one.extent)
+    return failed
+
+
+def _failed_names(disk: Disk, batch: Sequence[Unsynced]) -> set[ExtentId]:
+    failed: set[ExtentId] = set()
+    for bucket in {disk.directory.bucket(one.extent) for one in batch}:
+        try:
+            sync_directory(bucket)
+        except OSError as error:
+            disk.health.note(error)
+            logger.error("%s: fsync: %s", bucket, error)
+            failed.update(one.extent for one in batch if disk.directory.bucket(one.extent) == bucket)
+    return failed

@@ -35,6 +35,8 @@ class StorageNode(Node):
         port = free_port()
         self.address = f"127.0.0.1:{port}"
         self.data_dir = directory / "data"
+        self.disks = [self.data_dir]
+        """What a test that gives DATA_DIR itself says here."""
         environment = {
             **base_environment(), "PORT": str(port), "DATA_DIR": str(self.data_dir), "NAMING_URL": "",
             "DCS_SECRET": SECRET, **settings,

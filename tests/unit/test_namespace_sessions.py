@@ -341,7 +341,8 @@ def test_a_lost_volume_says_neither_yes_nor_no(volume: Volume, session: Session,
     for verb in sorted(MUTATIONS):
         assert session.reply(verb) == [errno.EROFS], verb
     for verb in ("session_open", "session_renew", "session_close", "expire_sessions", "reap", "condemned", "deleted",
-                 "known", "collect", "heartbeat", "nodes", "drain", "status", "damage"):  # fmt: skip
+                 "known", "collect", "heartbeat", "nodes", "drain", "status", "damage", "sound", "healed", "holds",
+                 "facts", "doubted", "believed"):  # fmt: skip
         assert volume.errno(verb) == errno.EIO, verb
     assert volume.errno("volume_open", **{**volume.settings, "make": False}) == errno.ESTALE
     assert {key: volume.client.dump(key) for key in volume.client.keys(f"{volume.key}:*")} == now

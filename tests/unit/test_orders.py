@@ -64,11 +64,11 @@ def test_a_signature_is_good_for_its_order_and_secret_alone() -> None:
 
 
 def test_an_order_is_obeyed_once_also_after_a_restart(tmp_path: Path) -> None:
-    volume = KnownVolume(tmp_path)
+    volume = KnownVolume([tmp_path])
     volume.learn(VOLUME, 100, 1_000)
     signature = GOOD.sign(SECRET)
     with pytest.raises(OrderRefused, match="not signed"):
-        Obedience(tmp_path, NODE, volume, SECRET).accept(GOOD, "0" * 64)
-    Obedience(tmp_path, NODE, volume, SECRET).accept(GOOD, signature)
+        Obedience([tmp_path], NODE, volume, SECRET).accept(GOOD, "0" * 64)
+    Obedience([tmp_path], NODE, volume, SECRET).accept(GOOD, signature)
     with pytest.raises(OrderRefused, match="not newer"):
-        Obedience(tmp_path, NODE, volume, SECRET).accept(GOOD, signature)
+        Obedience([tmp_path], NODE, volume, SECRET).accept(GOOD, signature)

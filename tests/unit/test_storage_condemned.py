@@ -9,14 +9,15 @@ import pytest
 
 from servers.protocol.errors import ExtentMissing, NodeFull
 from servers.protocol.ids import SessionNumber, extent_id
-from servers.storage.data_directory import DataDirectory, DiskSpace
+from servers.storage.data_directory import DiskSpace
+from servers.storage.disks import Disk, open_disks
 from servers.storage.extent_store import ExtentStore
 
 ONE, TWO = extent_id(SessionNumber(1), 1), extent_id(SessionNumber(1), 2)
 
 
 def make(path: Path, keep_seconds: float = 3600) -> ExtentStore:
-    return ExtentStore(DataDirectory(path), keep_seconds)
+    return ExtentStore(open_disks([path], None, keep_seconds))
 
 
 @pytest.fixture
@@ -27,6 +28,11 @@ def store(tmp_path: Path) -> ExtentStore:
     return made
 
 
+def disk_of(store: ExtentStore) -> Disk:
+    (disk,) = store.disks
+    return disk
+
+
 def test_a_condemned_extent_is_gone_until_it_is_brought_back(store: ExtentStore) -> None:
     used = store.used_bytes()
     store.condemn(ONE)
@@ -34,56 +40,59 @@ def test_a_condemned_extent_is_gone_until_it_is_brought_back(store: ExtentStore)
     with pytest.raises(ExtentMissing):
         store.open(ONE)
     assert store.page(None, 10)[0] == [(TWO, 1000)]
-    assert store.condemned.count == 1
-    assert store.used_bytes() + store.condemned.file_bytes == used
-    (kept,) = store.condemned.listing()
-    assert store.bring_back(kept)
-    assert not store.bring_back(kept)
+    assert disk_of(store).condemned.count == 1
+    assert store.used_bytes() + disk_of(store).condemned.file_bytes == used
+    (kept,) = disk_of(store).condemned.listing()
+    assert store.bring_back(disk_of(store), kept)
+    assert not store.bring_back(disk_of(store), kept)
     assert store.read(store.open(ONE), 0, 1000) == bytes(1000)
-    assert (store.condemned.count, store.condemned.file_bytes, store.used_bytes()) == (0, 0, used)
+    assert (disk_of(store).condemned.count, disk_of(store).condemned.file_bytes, store.used_bytes()) == (0, 0, used)
 
 
 def test_what_was_stored_again_meanwhile_stays(store: ExtentStore) -> None:
     store.condemn(ONE)
     store.put(ONE, None, b"new", sync=False)
-    (kept,) = store.condemned.listing()
-    assert not store.bring_back(kept)
+    (kept,) = disk_of(store).condemned.listing()
+    assert not store.bring_back(disk_of(store), kept)
     assert store.length(ONE) == 3
 
 
 def test_it_is_deleted_in_time_and_not_before(store: ExtentStore) -> None:
     store.condemn(ONE)
     now = time.time()
-    assert store.condemned.purge(now + 3600 - 1) == 0
-    assert store.condemned.purge(now + 2 * 3600) > 1000
-    assert list(store.condemned.listing()) == []
-    assert list((store.directory.root / "condemned").iterdir()) == []
+    assert disk_of(store).condemned.purge(now + 3600 - 1) == 0
+    assert disk_of(store).condemned.purge(now + 2 * 3600) > 1000
+    assert list(disk_of(store).condemned.listing()) == []
+    assert list((disk_of(store).directory.root / "condemned").iterdir()) == []
 
 
 def test_it_makes_room_for_a_store(store: ExtentStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full but for what is condemned."""
     store.condemn(ONE)
-    monkeypatch.setattr(
-        store.directory, "space", lambda: DiskSpace(0 if store.condemned.count else 10_000, 10_000, "disk")
-    )
+    disk = disk_of(store)
+
+    def space(condemned_bytes: int = 0) -> DiskSpace:
+        return DiskSpace(10_000 if condemned_bytes or not disk.condemned.count else 0, 10_000, "disk")
+
+    monkeypatch.setattr(disk.directory, "space", space)
     three = extent_id(SessionNumber(1), 3)
     assert store.put(three, None, b"x", sync=False)
-    assert store.condemned.count == 0
-    monkeypatch.setattr(store.directory, "space", lambda: DiskSpace(0, 10_000, "disk"))
+    assert disk_of(store).condemned.count == 0
+    monkeypatch.setattr(disk_of(store).directory, "space", lambda *_: DiskSpace(0, 10_000, "disk"))
     with pytest.raises(NodeFull):
         store.put(extent_id(SessionNumber(1), 4), None, b"x", sync=False)
 
 
 def test_it_is_still_there_after_a_restart(store: ExtentStore, tmp_path: Path) -> None:
     store.condemn(ONE)
-    store.directory.close()
-    again = make(tmp_path)
-    assert (again.condemned.count, again.condemned.file_bytes) == (1, store.condemned.file_bytes)
+    disk_of(store).directory.close()
+    again = disk_of(make(tmp_path)).condemned
+    assert (again.count, again.file_bytes) == (1, disk_of(store).condemned.file_bytes)
 
 
 def test_without_a_time_to_keep_it_is_deleted_at_once(tmp_path: Path) -> None:
     store = make(tmp_path, 0)
     store.put(ONE, None, b"x", sync=False)
     store.condemn(ONE)
-    assert store.condemned.count == 0
+    assert disk_of(store).condemned.count == 0
     assert not list(tmp_path.glob("*/*/1-1"))

@@ -11,7 +11,7 @@ import pytest
 
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
 from servers.storage import syncer as subject
-from servers.storage.data_directory import DataDirectory
+from servers.storage.disks import open_disks
 from servers.storage.extent_store import ExtentStore
 from servers.storage.syncer import Syncer, SyncFailed
 
@@ -25,7 +25,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ExtentStore:
-    return ExtentStore(DataDirectory(tmp_path))
+    return ExtentStore(open_disks([tmp_path]))
 
 
 def _extent(number: int) -> ExtentId:

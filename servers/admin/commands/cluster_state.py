@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from servers.admin.commands.options import Json, Name, naming_urls
+from servers.admin.alarms import disk_states, disk_troubles, scrub_age
+from servers.admin.commands.options import Json, Name, Watch, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.errors import one_line
 from servers.admin.explain import explain as explain_file
@@ -17,6 +19,7 @@ from servers.admin.fsck import Finding, Findings
 from servers.admin.fsck import fsck as check_volume
 from servers.admin.output import human_bytes, print_facts, print_json, print_table
 from servers.admin.runner import run
+from servers.admin.watching import show_again
 from servers.protocol.errors import TryAgain, Unavailable
 
 FINDINGS_SHOWN = 20
@@ -24,7 +27,7 @@ OK = "ok"
 """What a naming server says of itself when all is well."""
 
 
-def status(ctx: typer.Context, json: Json = False) -> None:
+def status(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:
     """Show servers, space, files, and what waits to be done."""
 
     async def work(connection: Connection) -> dict[str, Any]:  # Any: values of JSON.
@@ -36,13 +39,16 @@ def status(ctx: typer.Context, json: Json = False) -> None:
         servers = [{"address": address, "state": state} for address, state in zip(addresses, states, strict=True)]
         return {"naming_servers": servers, **await connection.naming.json("GET", "/v1/status")}
 
-    found = run(naming_urls(ctx), work)
-    if json:
-        print_json(found)
-        return
-    print_facts(_facts(found))
-    typer.echo()
-    _print_nodes(found["nodes"])
+    def show() -> None:
+        found = run(naming_urls(ctx), work)
+        if json:
+            print_json(found)
+            return
+        print_facts(_facts(found))
+        typer.echo()
+        _print_nodes(found["nodes"])
+
+    show_again(show, watch=watch)
 
 
 def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
@@ -61,30 +67,36 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "garbage waits", f"{s['garbage_brake']}; see dcs gc --dry-run, then dcs gc --confirm"
     if s["trash"]:
         yield "trash", f"{s['trash']} files, {human_bytes(s['trash_bytes'])}; dcs trash shows them"
+    yield "scrub", scrub_age(s["nodes"], time.time())
+    for trouble in disk_troubles(s["nodes"]):
+        yield "disk", trouble
     yield "deleted but open", s["orphans"]
     yield "sessions", s["sessions"]
 
 
-def nodes(ctx: typer.Context, json: Json = False) -> None:
+def nodes(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:
     """Show the storage nodes."""
 
     async def work(connection: Connection) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = (await connection.naming.json("GET", "/v1/nodes"))["nodes"]
         return found
 
-    found = run(naming_urls(ctx), work)
-    if json:
-        print_json(found)
-    else:
-        _print_nodes(found)
+    def show() -> None:
+        found = run(naming_urls(ctx), work)
+        if json:
+            print_json(found)
+        else:
+            _print_nodes(found)
+
+    show_again(show, watch=watch)
 
 
 def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
-    headings = ("node", "address", "state", "used", "free", "total", "rack", "uuid")
+    headings = ("node", "address", "state", "used", "free", "total", "disks", "rack", "uuid")
     cells = (
         (
             row["id"], row["address"], row["state"], human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
-            human_bytes(row["total_bytes"]), row["rack"] or "-", row["uuid"],
+            human_bytes(row["total_bytes"]), disk_states(row["disks"]), row["rack"] or "-", row["uuid"],
         )
         for row in rows
     )  # fmt: skip

@@ -8,6 +8,7 @@ import typer
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A path in the volume, as below a mountpoint.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show it again every 2 s, until Ctrl-C.")]
 
 
 def naming_urls(ctx: typer.Context) -> str | None:

@@ -51,11 +51,19 @@ class Schedule:
                 continue
             try:
                 if await self._lead():
-                    await job.run()
+                    await self._run(job)
             except DcsError as error:
                 log.info("%s waits: %s", job.name, error)
             except Exception:  # A job's mistake is loud; it stops neither the other jobs nor its own next turn.
                 log.exception("%s failed", job.name)
+
+    async def _run(self, job: Job) -> None:
+        began, failed = time.monotonic(), True
+        try:
+            await job.run()
+            failed = False
+        finally:
+            self._service.jobs.observe(job.name, time.monotonic() - began, failed=failed)
 
     async def _lead(self) -> bool:
         """Whether this server leads. Asks Redis only now and then: each renewal is a synced write, and two leaders

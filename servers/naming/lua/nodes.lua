@@ -119,11 +119,3 @@ read('status', {}, function(c)
     garbage = call('ZCARD', c.K .. ':garbage'), held = v[9] or '', brake = v[10] or '',
   } }
 end)
-
--- damage {extent, node, why} -> 1 if it was not known; 0 also for an extent that no file shows
-internal('damage', {}, { extent = 'bytes', node = 'count', why = 'bytes' }, function(c, a)
-  if #a.extent ~= 16 or a.node > 65535 then return { EINVAL } end
-  local key, field = c:owner_key(a.extent)
-  if call('HEXISTS', key, field) == 0 then return { 0, 0 } end
-  return { 0, call('HSET', c.K .. ':damaged', a.extent .. struct.pack('>I2', a.node), pack({ c.s, a.why })) }
-end)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
 from servers.naming.membership import CALM_SECONDS
+from servers.naming.node_facts import UINT, DiskFacts, Known, NodeFacts, read_facts
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.errors import Refused
+from servers.protocol.ids import NodeNumber
 from servers.protocol.naming_api import NODES_PATH
 from servers.protocol.placement import NodeView, cluster_space
 
@@ -20,10 +22,8 @@ log = logging.getLogger(__name__)
 
 EXDEV = 18
 
-UINT = Annotated[int, Field(ge=0, le=2**53)]
 
-
-class Registration(BaseModel):
+class Registration(NodeFacts):
     """What a storage node says of itself, at start and every 2 s."""
 
     uuid: str = Field(pattern=r"^[0-9a-f]{32}$", examples=["8c6c3e1ad9b54d1b8b2b0a1f4f0e7a11"])
@@ -61,6 +61,11 @@ class Node(BaseModel):
     space: str
     rack: str
     draining: bool
+    in_doubt: bool
+    """It may have lost replicas and is being asked for each."""
+    store_ms: int
+    """What a store took lately."""
+    disks: list[DiskFacts]
 
 
 class Nodes(BaseModel):
@@ -122,21 +127,24 @@ def cluster_routes(service: Service) -> APIRouter:
             mine = f"this is not volume {node.volume}, whose extents the node keeps"
             log.error("storage node %s at %s is refused: %s", node.uuid, node.address, mine)
             raise HTTPException(409, mine) from error
+        if node.start:
+            facts = node.model_dump_json(include=set(NodeFacts.model_fields)).encode()
+            await store.ask("holds", node=number, start=node.start, held=node.held, lost=node.lost, facts=facts)
         return Registered(node=number, volume=volume.decode(), seq=seq, safe_mode=bool(safe), now_ms=now_ms)
 
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
         """All storage nodes ever seen, with their state by their heartbeats."""
-        return Nodes(nodes=_nodes(await service.nodes()))
+        return Nodes(nodes=_nodes(await service.nodes(), read_facts(await store.ask("facts"))))
 
     @routes.get("/v1/status")
     async def status() -> Status:
-        views = await service.nodes()
+        views, known = await service.nodes(), read_facts(await store.ask("facts"))
         (held,) = await store.ask("status")
         v = {name.decode(): value for name, value in held.items()}
         space = cluster_space(views)
         return Status(
-            nodes=_nodes(views), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
+            nodes=_nodes(views, known), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
             safe_because=v["safe"].decode(), deletions_held=v["held"].decode(), garbage_brake=v["brake"].decode(),
             missing=0, total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
@@ -149,5 +157,13 @@ def cluster_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _nodes(views: Iterable[NodeView]) -> list[Node]:
-    return [Node(id=view.number, **vars(view)) for view in views]
+def _nodes(views: Iterable[NodeView], known: Mapping[NodeNumber, Known]) -> list[Node]:
+    rows = []
+    for view in views:
+        row = known.get(view.number, Known())
+        rows.append(
+            Node(
+                id=view.number, **vars(view), in_doubt=row.in_doubt, store_ms=row.facts.store_ms, disks=row.facts.disks
+            )
+        )
+    return rows

@@ -8,22 +8,29 @@ import msgpack
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel, Field
 
-from servers.naming.keyspace import prefix
+from servers.naming.damage_checks import DamageChecks
+from servers.naming.keyspace import glob_literal, prefix
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
-from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
+from servers.protocol.ids import ExtentId, NodeNumber, extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
-from servers.protocol.naming_api import DAMAGE_PATH, unpack_attributes, unpack_nodes
+from servers.protocol.naming_api import DAMAGE_PATH, HEALED_PATH, unpack_attributes, unpack_nodes
 
 
 class Damage(BaseModel):
     extent: str = Field(examples=["2a-1f"])
     node: int = Field(ge=1, lt=65536, examples=[1])
     why: str = Field("", max_length=200)
+    verified: bool = Field(False, description="the node itself says so: it need not be asked")
 
 
 class Extents(BaseModel):
     extents: list[str] = Field(max_length=EXTENTS_PER_CALL_MAX, examples=[["2a-1f"]])
+
+
+class Healed(BaseModel):
+    healed: list[str]
+    """Those whose damaged replicas nobody can need: the metadata names good ones only, or no file shows them."""
 
 
 class Known(BaseModel):
@@ -41,15 +48,17 @@ VERDICTS: tuple[Literal["garbage", "needed", "condemned", "in flight"], ...] = (
 )  # fmt: skip
 
 
-def extent_routes(service: Service) -> APIRouter:
+def extent_routes(service: Service, checks: DamageChecks) -> APIRouter:
     routes = APIRouter(tags=["extents"], responses=refusals())
     store = service.store
 
     @routes.post(DAMAGE_PATH)
     async def report_damage(damage: Damage) -> dict[str, int]:
-        """A reader found a replica damaged or missing; `new` is 1 the first time."""
+        """A reader, or the node itself, found a replica damaged or missing; `new` is 1 the first time."""
         extent = extent_of(damage.extent)
         (new,) = await store.ask("damage", extent=extent, node=damage.node, why=damage.why.encode())
+        if new and not damage.verified:
+            checks.ask(extent, NodeNumber(damage.node))
         return {"new": new}
 
     @routes.get("/v1/damage")
@@ -62,6 +71,12 @@ def extent_routes(service: Service) -> APIRouter:
             node = int.from_bytes(field[16:], "big")
             found.append({"extent": extent_text(field[:16]), "node": node, "seen_s": seconds, "why": why})
         return {"damaged": found}
+
+    @routes.post(HEALED_PATH)
+    async def healed(asked: Extents) -> Healed:
+        """Of which extents a node may remove the damaged replicas that it set aside."""
+        found = await store.ask("healed", extents=[extent_of(text) for text in asked.extents])
+        return Healed(healed=[extent_text(extent) for extent in found])
 
     @routes.post("/v1/extents/known")
     async def known(asked: Extents) -> Known:
@@ -76,7 +91,7 @@ def extent_routes(service: Service) -> APIRouter:
 
         Without those of files that nobody can read yet, because they are not finalized."""
         key = prefix(service.settings.volume) + ":m:"
-        cursor, keys = await store.command("SCAN", str(after), "MATCH", _literal(key) + "*", "COUNT", "1000")
+        cursor, keys = await store.command("SCAN", str(after), "MATCH", glob_literal(key) + "*", "COUNT", "1000")
         found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
         for name in keys:
             inode = int(name[len(key) :])
@@ -118,8 +133,3 @@ def extent_of(text: str) -> ExtentId:
         return parse_extent_text(text)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
-
-
-def _literal(text: str) -> str:
-    """The text as a glob pattern of Redis that matches it alone."""
-    return "".join("\\" + c if c in "*?[]\\" else c for c in text)

@@ -41,7 +41,7 @@ def composition_routes(node: StorageNode) -> APIRouter:
     async def compose(order: ComposeOrder) -> Composed:
         """The parts, one after the other, are a new extent on stable storage. 409 where another node was meant, 503
         when a part cannot be read."""
-        if order.node != node.directory.uuid:
+        if order.node != node.uuid:
             raise HTTPException(409, f"this is not node {order.node}")
         if sum(part.length for part in order.parts) > CHUNK_BYTES_MAX:
             raise HTTPException(422, f"an extent has at most {CHUNK_BYTES_MAX} bytes")

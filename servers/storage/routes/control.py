@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Query
@@ -81,6 +82,21 @@ class Inventory(BaseModel):
     """What to ask for as `after`; null at the end of a complete listing."""
 
 
+class Disk(BaseModel):
+    path: str
+    state: str
+    used_bytes: int
+    free_bytes: int
+    total_bytes: int
+    replicas: int
+    set_aside: int
+    """Damaged replicas, moved out of the way and kept."""
+    errors: int
+    scrubbed_s: int
+    """When the last complete scrub ended, in seconds since 1970."""
+    scrub_late: bool
+
+
 class SpaceReply(BaseModel):
     node: int | None
     """This node's number, once a naming server gave it one."""
@@ -95,6 +111,9 @@ class SpaceReply(BaseModel):
     condemned_extents: int
     condemned_bytes: int
     """Deleted, and kept for a while; they count as free."""
+    held: str
+    """A digest of the extents it has: equal ones for equal sets."""
+    disks: list[Disk]
     statistics: dict[str, int]
 
 
@@ -133,8 +152,8 @@ def control_routes(node: StorageNode) -> APIRouter:
         """Bytes used by extents, and those free and in all of the disk; with counters since the start."""
         report = await asyncio.to_thread(node.report)
         return SpaceReply(
-            node=node.heartbeat.node_number, statistics=store.statistics(), **vars(report),
-            condemned_extents=store.condemned.count, condemned_bytes=store.condemned.file_bytes,
+            node=node.heartbeat.node_number, statistics=store.statistics(), **asdict(report),
+            condemned_extents=node.disks.condemned_count(), condemned_bytes=node.disks.condemned_bytes(),
         )  # fmt: skip
 
     @routes.post(CHECK_PATH)
@@ -152,7 +171,7 @@ def control_routes(node: StorageNode) -> APIRouter:
     @routes.post(COPIES_PATH)
     async def copy(order: CopyOrder) -> CopyReply:
         """Fetches extents from other nodes. 409 where another node was meant, 500 when they could not be synced."""
-        if order.node and order.node != node.directory.uuid:
+        if order.node and order.node != node.uuid:
             raise HTTPException(409, f"this is not node {order.node}")
         wanted = [Copy(parse_extent_text(c.extent), c.length, c.sources) for c in order.copies]
         done = await node.replicator.copy(wanted)
@@ -187,6 +206,7 @@ def control_routes(node: StorageNode) -> APIRouter:
 
 def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: the fields of Description.
     replica = node.store.open(extent)
+    path = replica.disk.directory.path(extent)
     try:
         node.store.verify(replica)
         verified = True
@@ -195,7 +215,7 @@ def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: th
     header, sums = replica.footer.header, replica.footer.sums
     return {
         "extent": extent_text(extent),
-        "path": node.directory.path(extent),
+        "path": path,
         "length": replica.footer.length,
         "file_bytes": replica.file_bytes,
         "blocks": len(sums) // 4,

@@ -89,10 +89,12 @@ def _bring_back(node: StorageNode, undo: Undo) -> list[str]:
     wanted = None if undo.extents is None else {parse_extent_text(text) for text in undo.extents}
     oldest = 0.0 if undo.seconds is None else time.time() - undo.seconds
     restored: list[str] = []
-    for one in node.store.condemned.listing():
+    condemned = ((disk, one) for disk in node.disks for one in disk.condemned.listing())
+    for disk, one in condemned:
         if len(restored) >= undo.limit:
             break
-        if one.condemned_until_s >= oldest and (wanted is None or one.extent in wanted) and node.store.bring_back(one):
+        is_wanted = one.condemned_until_s >= oldest and (wanted is None or one.extent in wanted)
+        if is_wanted and node.store.bring_back(disk, one):
             restored.append(extent_text(one.extent))
     if restored:
         logger.warning("%d deleted extents were brought back", len(restored))

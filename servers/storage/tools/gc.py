@@ -12,7 +12,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from servers.client.http import HttpxTransport
@@ -25,26 +26,27 @@ from servers.serving.access import SecretError, load_secret
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m servers.storage.tools.gc", description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", type=Path, default=Path(os.environ.get("DATA_DIR", "/data")))
+    parser.add_argument("--data-dir", default=os.environ.get("DATA_DIR", "/data"), help="one a disk, comma separated")
     parser.add_argument("--naming-url", default=os.environ.get("NAMING_URL", "http://localhost:8000"))
     parser.add_argument("--delete", action="store_true", help="have those deleted whose grace is over")
     arguments = parser.parse_args()
     try:
         file = os.environ.get("DCS_SECRET_FILE")
         secret = load_secret(Path(file) if file else None, os.environ.get("DCS_SECRET"))
-        return asyncio.run(_collect(arguments.data_dir, arguments.naming_url, secret.text, delete=arguments.delete))
+        roots = [Path(part.strip()) for part in arguments.data_dir.split(",") if part.strip()]
+        return asyncio.run(_collect(roots, arguments.naming_url, secret.text, delete=arguments.delete))
     except (DcsError, SecretError, OSError, ValueError) as error:
         print(f"gc: {error}", file=sys.stderr)
         return 1
 
 
-async def _collect(data_dir: Path, naming_url: str, secret: str, *, delete: bool) -> int:
-    node = (data_dir / "node.uuid").read_text("ascii").strip()
+async def _collect(roots: Sequence[Path], naming_url: str, secret: str, *, delete: bool) -> int:
+    node = (roots[0] / "node.uuid").read_text("ascii").strip()
     transport = HttpxTransport(secret)
     try:
         naming = NamingClient(transport, naming_url)
         looked_at = doomed = deleted = 0
-        for names in _batches(data_dir):
+        for names in chain.from_iterable(map(_batches, roots)):
             looked_at += len(names)
             rows = (await naming.json("POST", "/v1/extents/why", {"extents": names}))["extents"]
             garbage = [row for row in rows if row["verdict"] in ("garbage", "condemned")]

@@ -1,0 +1,98 @@
+-- Replicas that are damaged, or not where the map says; and nodes that may have lost some.
+
+-- The nodes that a map says have the extent; nil when no map shows it.
+function Call:nodes_of(extent)
+  local key, field = self:owner_key(extent)
+  local blob = call('HGET', key, field)
+  if not blob then return nil end
+  local owner = unpack_value(blob)
+  local segments = self:chunk(owner[1], owner[2])
+  for i = 2, #segments, 5 do
+    if segments[i] == extent then return segments[i + 3] end
+  end
+  return ''
+end
+
+-- Whether what is left of a damaged replica is of no use to anybody: the map names good ones only,
+-- or no map shows the extent and nobody will.
+function Call:is_healed(extent)
+  local nodes = self:nodes_of(extent)
+  if not nodes then
+    local _, _, session = self:owner_key(extent)
+    return not self:is_alive(session) or call('ZSCORE', self.K .. ':condemned', extent)
+  end
+  if nodes == '' or call('SISMEMBER', self.K .. ':thin', extent) == 1 then return false end
+  for i = 1, #nodes, 2 do
+    if call('HEXISTS', self.K .. ':damaged', extent .. nodes:sub(i, i + 1)) == 1 then return false end
+  end
+  return true
+end
+
+-- damage {extent, node, why} -> 1 if it was not known; 0 also for a replica that no map names
+internal('damage', {}, { extent = 'bytes', node = 'count', why = 'bytes' }, function(c, a)
+  if #a.extent ~= 16 or a.node > 65535 then return { EINVAL } end
+  local nodes, number = c:nodes_of(a.extent), struct.pack('>I2', a.node)
+  for i = 1, #(nodes or ''), 2 do
+    if nodes:sub(i, i + 1) == number then
+      return { 0, call('HSET', c.K .. ':damaged', a.extent .. number, pack({ c.s, a.why })) }
+    end
+  end
+  return { 0, 0 }
+end)
+
+-- sound {extent, node} -> ; the node has read the replica and found it good
+internal('sound', {}, { extent = 'bytes', node = 'id' }, function(c, a)
+  if #a.extent ~= 16 or a.node > 65535 then return { EINVAL } end
+  call('HDEL', c.K .. ':damaged', a.extent .. struct.pack('>I2', a.node))
+  return { 0 }
+end)
+
+-- healed {extents} -> those of them whose damaged replicas nobody can need
+read('healed', { extents = 'list' }, function(c, a)
+  local reply = { 0 }
+  if c.safe then return reply end
+  if not texts(a.extents) then return { EINVAL } end
+  for _, extent in ipairs(a.extents) do
+    if #extent == 16 and c:is_healed(extent) then reply[#reply + 1] = extent end
+  end
+  return reply
+end)
+
+-- holds {node, start, held, lost, facts} -> 1 when the node is in doubt now
+-- What a node says it holds. It is in doubt, until it was asked for each extent, when it lost some since its
+-- last word, or was started again and holds something else than it said last.
+internal('holds', {}, { node = 'id', start = 'bytes', held = 'bytes', lost = 'count', facts = 'bytes' }, function(c, a)
+  local key, number, doubt = c.K .. ':node_facts', text(a.node), false
+  local blob = call('HGET', key, number)
+  if blob then
+    local before = unpack_value(blob)
+    doubt = a.lost > (before[1] == a.start and before[3] or 0) or (before[1] ~= a.start and before[2] ~= a.held)
+  end
+  call('HSET', key, number, pack({ a.start, a.held, a.lost, a.facts }))
+  if doubt then call('HSET', c.K .. ':doubted', number, text(c.ms)) end
+  return { 0, call('HEXISTS', c.K .. ':doubted', number) }
+end)
+
+-- facts {} -> node number, what it says of itself, since when it is in doubt in ms or 0, node number, ...
+read('facts', {}, function(c)
+  local reply, rows = { 0 }, call('HGETALL', c.K .. ':node_facts')
+  for i = 1, #rows, 2 do
+    local n = #reply
+    reply[n + 1], reply[n + 2] = rows[i], unpack_value(rows[i + 1])[4]
+    reply[n + 3] = tonumber(call('HGET', c.K .. ':doubted', rows[i]) or 0)
+  end
+  return reply
+end)
+
+-- doubted {} -> node number, since when in ms, node number, ...
+read('doubted', {}, function(c)
+  return { 0, unpack(call('HGETALL', c.K .. ':doubted')) }
+end)
+
+-- believed {node, since} -> ; it was asked for each extent, and nothing came up meanwhile
+internal('believed', {}, { node = 'id', since = 'count' }, function(c, a)
+  if call('HGET', c.K .. ':doubted', text(a.node)) == text(a.since) then
+    call('HDEL', c.K .. ':doubted', text(a.node))
+  end
+  return { 0 }
+end)

@@ -1,0 +1,60 @@
+"""What a naming server tells Prometheus: its own work, and what the volume holds and waits for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client.core import Metric
+
+from servers.naming.service import Service
+from servers.protocol.errors import DcsError
+from servers.protocol.metrics import counter, counters, gauge, gauges, request_families
+
+NODE_STATES = ("alive", "suspect", "dead")
+
+
+async def naming_metrics(service: Service) -> list[Metric]:
+    """Those of the volume are left out while Redis does not answer; `dcs_naming_redis_up` is 0 then."""
+    families = [
+        *request_families("dcs_naming_request", service.requests), *request_families("dcs_naming_job", service.jobs),
+    ]  # fmt: skip
+    calls = service.store.statistics()
+    families += [
+        counters("dcs_naming_operations", "Calls of functions in Redis, by verb.", "verb", service.store.calls_by_verb),
+        counter("dcs_naming_redis_retries", "Calls sent again because the connection broke.", calls["retries"]),
+        gauge("dcs_naming_redis_calls_under_way", "Calls that wait for Redis.", calls["under_way"]),
+        gauge("dcs_naming_redis_up", "1 while Redis answers and has the volume.", _is_up(service)),
+    ]
+    try:
+        (held,) = await service.store.ask("status")
+        states = Counter[str](node.state for node in await service.nodes())
+    except DcsError:
+        return families
+    return families + _volume_metrics({name.decode(): value for name, value in held.items()}, states)
+
+
+def _is_up(service: Service) -> bool:
+    return service.store.connected and service.store.fault is None
+
+
+def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Metric]:
+    return [
+        gauges("dcs_nodes", "Storage nodes by state.", "state", {state: states.get(state, 0) for state in NODE_STATES}),
+        gauge("dcs_volume_safe_mode", "1 while the volume is read-only because metadata is missing.", bool(v["safe"])),
+        gauges(
+            "dcs_volume_inodes", "Files and directories.", "kind",
+            {"file": v["files"], "directory": v["directories"], "deleted_but_open": v["orphans"]},
+        ),
+        gauge("dcs_volume_bytes", "Bytes of files that extents hold, each counted once.", v["bytes"]),
+        gauge("dcs_volume_extents", "Extents that files show.", v["extents"]),
+        gauges(
+            "dcs_volume_extents_in_danger", "Extents with too few copies, and replicas damaged or missing.", "kind",
+            {"under_replicated": v["under_replicated"], "damaged_replicas": v["damaged"]},
+        ),
+        gauge("dcs_volume_deletions_pending", "Extents condemned and not gone yet.", v["deletions_pending"]),
+        gauge("dcs_volume_maps_purging", "Chunk maps being let go of.", v["purging"]),
+        gauge("dcs_volume_sessions", "Mounts and commands at work.", v["sessions"]),
+        counter("dcs_volume_changes", "The volume's change counter.", v["seq"]),
+    ]  # fmt: skip

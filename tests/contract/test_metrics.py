@@ -1,0 +1,123 @@
+"""What everybody tells Prometheus: true, documented, with the secret only, and no names of files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.cluster import SECRET, Cluster, Mount
+from tests.support.processes import CHECKOUT, free_port, wait_for
+
+DOCUMENTED = (CHECKOUT / "deploy/metrics.md").read_text("utf-8")
+
+
+@dataclass
+class Told:
+    """The samples of one scrape, by name and labels."""
+
+    text: str
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """The sum of all samples that have these labels."""
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        assert found, f"no {name} {labels} in\n{self.text}"
+        return sum(found)
+
+
+def scrape(address: str) -> Told:
+    answer = httpx.get(f"http://{address}/metrics", headers={"authorization": f"Bearer {SECRET}"}, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return Told(answer.text)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(nodes=3, SCRUB_PERIOD_SECONDS="2") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def mount_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def mount(cluster: Cluster, mount_port: int) -> Mount:
+    made = cluster.mount("mnt", "--metrics", str(mount_port))
+    (made.path / "secret-name").write_bytes(b"x" * 100_000)
+    made.remount()
+    for _ in range(2):
+        assert (made.path / "secret-name").read_bytes() == b"x" * 100_000
+    return made
+
+
+def addresses(cluster: Cluster, mount_port: int) -> dict[str, str]:
+    return {"naming": cluster.address, "node": cluster.nodes[0].address, "mount": f"127.0.0.1:{mount_port}"}
+
+
+def test_a_storage_node_tells_of_requests_disks_and_its_scrub(cluster: Cluster, mount: Mount) -> None:
+    told = scrape(cluster.nodes[0].address)
+    assert told("dcs_node_request_seconds_count", verb="put") >= 1
+    assert told("dcs_node_bytes_total", direction="stored") == 100_000
+    assert told("dcs_node_replicas", state="good") == 1
+    assert told("dcs_node_disk_bytes", kind="used") > 100_000
+    assert told("dcs_node_disk_state", state="good") == 1
+    assert told("dcs_node_errors_total") == 0
+    wait_for(lambda: scrape(cluster.nodes[0].address)("dcs_node_scrubbed_bytes_total") > 100_000, "it scrubs")
+    assert told("dcs_node_scrub_late") == 0
+
+
+def test_the_naming_server_tells_of_the_volume(cluster: Cluster, mount: Mount) -> None:
+    told = scrape(cluster.address)
+    assert told("dcs_naming_request_seconds_count", verb="ops_batch") >= 1
+    assert told("dcs_naming_request_seconds_count", verb="POST /register_storage") >= 3
+    assert told("dcs_naming_operations_total", verb="commit") == 1
+    assert told("dcs_naming_job_seconds_count", verb="expiry") >= 1
+    assert told("dcs_naming_redis_up") == 1
+    assert told("dcs_nodes", state="alive") == 3
+    assert told("dcs_volume_inodes", kind="file") == 1
+    assert told("dcs_volume_bytes") == 100_000
+    assert told("dcs_volume_extents_in_danger") == 0
+    assert told("dcs_volume_sessions") >= 1
+    assert told("dcs_volume_safe_mode") == 0
+
+
+def test_a_mount_tells_on_its_own_machine_when_it_is_asked_to(cluster: Cluster, mount: Mount, mount_port: int) -> None:
+    told = scrape(f"127.0.0.1:{mount_port}")
+    assert told("dcs_mount_request_seconds_count", verb="open") == 2
+    assert told("dcs_mount_bytes_total", direction="fetched") == 100_000
+    assert told("dcs_mount_cache_reads_total") >= 1
+    assert told("dcs_mount_nodes_alive") == 3
+    assert told("dcs_mount_metadata_operations_total") >= 1
+    assert told("dcs_mount_errors_total") == 0
+
+
+@pytest.mark.parametrize("who", ["naming", "node", "mount"])
+def test_metrics_want_the_secret_and_name_no_file(cluster: Cluster, mount: Mount, mount_port: int, who: str) -> None:
+    address = addresses(cluster, mount_port)[who]
+    assert "secret-name" not in scrape(address).text
+    for headers in ({}, {"authorization": "Bearer wrong-secret"}):
+        assert httpx.get(f"http://{address}/metrics", headers=headers, trust_env=False).status_code == 401
+
+
+@pytest.mark.parametrize("who", ["naming", "node", "mount"])
+def test_every_metric_is_documented(cluster: Cluster, mount: Mount, mount_port: int, who: str) -> None:
+    known = set(re.findall(r"dcs_\w+", DOCUMENTED))
+    stem = ""
+    for word in re.findall(r"`(dcs_mount_metadata)_operations_total`|`(_\w+)`", DOCUMENTED):
+        stem = word[0] or stem
+        known.add(stem + word[1])
+    for family in text_string_to_metric_families(scrape(addresses(cluster, mount_port)[who]).text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        assert name in known, f"{name} is not in {Path('deploy/metrics.md')}"

@@ -1,0 +1,140 @@
+"""What rots on the disks of storage nodes, or goes away from them, is noticed without any reader."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount, Replica
+from tests.support.processes import wait_for
+
+FILES = 60
+SIZE = 70_000
+HURT = 100
+SEED = int(os.environ.get("DCS_TEST_SEED", "1"))
+
+
+@pytest.fixture(scope="module")
+def rotting() -> Iterator[Cluster]:
+    """Four nodes that look after their disks all the time."""
+    with Cluster(4, SCRUB_PERIOD_SECONDS="5", RECOUNT_PERIOD_SECONDS="3", SESSION_LEASE_SECONDS="25") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def contents(rotting: Cluster) -> tuple[Mount, dict[str, bytes]]:
+    mount = rotting.mount()
+    contents = {f"f{number}": os.urandom(SIZE) for number in range(FILES)}
+    for name, data in contents.items():
+        (mount.path / name).write_bytes(data)
+    mount.remount()
+    return mount, contents
+
+
+def damaged(cluster: Cluster) -> set[tuple[str, int]]:
+    return {(row["extent"], row["node"]) for row in cluster.rest("GET", "/v1/damage").json()["damaged"]}
+
+
+def hurt_some(cluster: Cluster, replicas: list[Replica], count: int) -> set[tuple[str, int]]:
+    """So many, in the data, the footer or by cutting; one of each extent stays good."""
+    chance, left = random.Random(SEED), Counter(r.extent for r in replicas)
+    hurt: set[tuple[str, int]] = set()
+    for replica in chance.sample(replicas, len(replicas)):
+        if len(hurt) < count and left[replica.extent] > 1:
+            left[replica.extent] -= 1
+            hurt.add((replica.extent, replica.node))
+            size = replica.path.stat().st_size
+            kind = chance.choice(("data", "footer", "cut"))
+            if kind == "cut":
+                cluster.truncate_chunk_on_disk(replica, size - 1)
+            else:
+                at = chance.randrange(replica.length) if kind == "data" else chance.randrange(replica.length, size)
+                cluster.corrupt_chunk_on_disk(replica, at)
+    assert len(hurt) == count
+    return hurt
+
+
+def test_the_scrub_finds_a_hundred_damages_and_loses_nothing(
+    rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]
+) -> None:
+    """S9, S10: no client reads; every file is right afterwards."""
+    mount, files = contents
+    found: set[tuple[str, int]] = set()
+    hurt = hurt_some(rotting, [r for name in files for r in rotting.replicas_of(f"/{name}")], HURT)
+
+    def all_found() -> bool:
+        found.update(damaged(rotting))
+        return found >= hurt
+
+    wait_for(all_found, "the scrub has found and reported all damage", 60)
+    assert found == hurt
+    set_aside = [path for node in rotting.nodes for path in (node.data_dir / "damaged").iterdir()]
+    assert len(set_aside) == HURT, "each is kept aside, none was deleted"
+    for name, data in files.items():
+        assert (mount.path / name).read_bytes() == data
+
+
+def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
+    """S12: files are deleted on a node's disk; the node notices by itself and is asked for each of its extents."""
+    (mount, _), data = contents, os.urandom(SIZE)
+    (mount.path / "gone").write_bytes(data)
+    mount.remount()
+    replica = rotting.replicas_of("/gone")[0]
+    rotting.delete_chunk_on_disk(replica)
+    wait_for(lambda: (replica.extent, replica.node) in damaged(rotting), "it is missed", 60)
+    assert (mount.path / "gone").read_bytes() == data
+
+
+def test_a_slow_disk_makes_nobody_wait_long(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
+    """S16: each fsync of one node takes 0.8 s: closing is quick all the same, syncing is true, the node is not dead."""
+    (mount, _), node = contents, rotting.nodes[0]
+    plain, took = node._command, []
+    node.stop()
+    delay = ["-e", "trace=fsync,fdatasync,syncfs", "-e", "inject=fsync,fdatasync,syncfs:delay_enter=800000"]
+    node._command = ["strace", "-f", "-qq", "-o", "/dev/null", *delay, "--", *plain]
+    node.start()
+    rotting.wait_alive(4)
+    for number in range(30):
+        descriptor = os.open(mount.path / "slow", os.O_RDWR | os.O_CREAT)
+        os.write(descriptor, os.urandom(SIZE))
+        if number % 10 == 0:
+            os.fsync(descriptor)
+        began = time.monotonic()
+        os.close(descriptor)
+        took.append(time.monotonic() - began)
+    rows = {row["number"]: row["state"] for row in rotting.rest("GET", "/v1/nodes").json()["nodes"]}
+    assert rows[node.number] == "alive"
+    assert sorted(took)[-2] < 1.5
+    for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)  # strace ends with what it traces.
+    wait_for(lambda: not node.is_running, "the slow node has ended")
+    node._command = plain
+    node.start()
+
+
+def test_an_emptied_disk_makes_a_new_node(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
+    """S12: under the old name there is no false "I have it"."""
+    mount, files = contents
+    node = rotting.nodes[-1]
+    old = node.number
+    node.stop()
+    shutil.rmtree(node.data_dir)
+    node.start()
+
+    def is_new() -> bool:
+        rows = rotting.rest("GET", "/v1/nodes").json()["nodes"]
+        states = {row["number"]: row["state"] for row in rows if row["address"] == node.address}
+        return len(states) == 2 and states.pop(old) == "dead" and set(states.values()) == {"alive"}
+
+    wait_for(is_new, "the node has another number, and the old one is dead", 60)
+    mount.remount()
+    name = random.Random(SEED).choice(sorted(files))
+    assert (mount.path / name).read_bytes() == files[name]
