@@ -34,13 +34,15 @@ from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment, overlay, spans
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
-from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes, pack_nodes, pack_segments, pack_time
 
 log = logging.getLogger(__name__)
 
 COMMIT_CHUNKS = 64
 """When so many stored extents wait, they are committed in the background."""
+RANGES_PER_EXTENT_MAX = 4096
+"""A chunk that was written in so many places goes on its way before it is full; small enough for one commit."""
 EFBIG, ESTALE = 27, 116
 
 
@@ -166,7 +168,7 @@ class FileWriter:
             self._parts.budget.hold(held)
             self.bytes += held
             at += length
-            if chunk.bytes == self._chunk_size:
+            if chunk.bytes == self._chunk_size or len(chunk.ranges) >= RANGES_PER_EXTENT_MAX:
                 self._seal(span.index)
         self.end = max(self.end, offset + len(data))
         self.mtime_ns = self._parts.now_ns()
@@ -280,9 +282,19 @@ class FileWriter:
     async def _commit(self, count: int, *, synced: bool) -> None:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""
         while count > 0 and self._sealed:  # What was dropped meanwhile needs no commit.
-            step = min(count, CHUNKS_PER_CALL_MAX) if not self._appending else count
+            step = self._fitting(count) if not self._appending else count
             await self._commit_step(self._sealed[:step], synced=synced)
             count -= step
+
+    def _fitting(self, count: int) -> int:
+        """How many of the first `count` sealed extents one call may commit: at least one."""
+        step, segments = 0, 0
+        for sealed in itertools.islice(self._sealed, min(count, CHUNKS_PER_CALL_MAX)):
+            segments += 2 * len(sealed.layout)  # Laid over each other, they may cut each other in two.
+            if step and segments > SEGMENTS_PER_COMMIT_MAX:
+                break
+            step += 1
+        return step
 
     async def _commit_step(self, batch: list[_Sealed], *, synced: bool) -> None:
         end = max(s.index * self._chunk_size + s.layout[-1][1] for s in batch)

@@ -379,6 +379,11 @@ def test_what_cannot_be_carried_is_refused_so_that_programs_fall_back(beside: Be
     with opened(beside.mounted / "f", CREATE) as descriptor:
         os.posix_fallocate(descriptor, 0, 100_000)
         assert os.fstat(descriptor).st_size == 100_000
+        with opened(beside.mounted / "large", CREATE) as large:  # A byte in each of so many blocks.
+            os.posix_fallocate(large, 0, 80 * MIB)
+            os.fsync(large)
+            os.pwrite(large, b"x", 40 * MIB)
+        assert (beside.mounted / "large").read_bytes() == bytes(40 * MIB) + b"x" + bytes(40 * MIB - 1)
         os.posix_fallocate(descriptor, 50_000, 10_000)
         assert os.fstat(descriptor).st_size == 100_000
         for offset, length in ((-1, 1), (0, 0), (0, -1), (5, -5)):

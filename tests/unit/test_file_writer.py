@@ -16,6 +16,7 @@ from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.errors import Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
+from servers.protocol.limits import SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes
 
 CHUNK = 1024
@@ -108,6 +109,19 @@ async def test_chunks_are_committed_in_rising_order() -> None:
         await writer.write(0, b"x")
         await writer.flush(sync=False)
     assert [indexes for commit in world.commits for indexes in commit["chunks"][::2]] == [0, 1, 3, 5]
+
+
+async def test_what_was_written_in_very_many_places_is_committed_in_steps_that_a_call_may_take() -> None:
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, budget = make_writer(world, nursery)
+        for at in range(0, 40 * CHUNK, 2):
+            await writer.write(at, b"x")
+        await writer.flush(sync=False)
+    sizes = [sum(len(segments) // 5 for segments in commit["chunks"][1::2]) for commit in world.commits]
+    assert sum(sizes) == 40 * CHUNK // 2 > SEGMENTS_PER_COMMIT_MAX
+    assert max(sizes) <= SEGMENTS_PER_COMMIT_MAX
+    assert (writer.bytes, writer.is_dirty, budget.held_bytes) == (0, False, 0)
 
 
 async def test_an_append_elsewhere_than_the_kernel_wrote_it_is_told() -> None:
