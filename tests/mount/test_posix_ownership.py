@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,33 @@ def test_changed_content_clears_set_user_id(beside: Beside, user: str) -> None:
                 with acting_as(USERS[user]):
                     result = attempt(change, path)
                 found[path.name] = (result, facts(path))
+        return found
+
+    beside.same(deed)
+
+
+CAPABILITY = struct.pack("<5I", 0x0200_0001, 1 << 10, 0, 0, 0)
+"""CAP_NET_BIND_SERVICE, permitted and effective, as capabilities(7) lays it out."""
+
+
+@pytest.mark.parametrize("user", ["root", "alice"])
+def test_changed_content_and_owners_clear_capabilities(beside: Beside, user: str) -> None:
+    def deed(place: Path) -> Any:
+        found: dict[Any, Any] = {}
+        changes = {
+            **CHANGES,
+            "chown": lambda path: os.chown(path, -1, USERS[user].gid),
+            "chmod": lambda p: p.chmod(0o755),
+        }
+        for name, change in changes.items():
+            path = place / name
+            path.write_bytes(b"here")
+            os.chown(path, ALICE.uid, ALICE.gid)
+            path.chmod(0o777)
+            os.setxattr(path, "security.capability", CAPABILITY)
+            with acting_as(USERS[user]):
+                result = attempt(change, path)
+            found[name] = (result, os.listxattr(path), attempt(os.getxattr, path, "security.capability"))
         return found
 
     beside.same(deed)
