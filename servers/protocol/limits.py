@@ -11,6 +11,9 @@ PATH_BYTES_MAX = 4095
 """A path or a symlink's target; PATH_MAX of limits.h without its NUL."""
 LINKS_MAX = 65_000
 """Hard links to one file, as ext4 has it; more is EMLINK."""
+DEPTH_MAX = 4096
+"""Directories above one another up to which a directory is moved to another parent; deeper is EINVAL. All the way
+up is walked, so that none comes to lie in itself. A path has at most 2,048 names."""
 XATTR_NAME_BYTES_MAX = 255
 """XATTR_NAME_MAX of linux/limits.h."""
 XATTR_VALUE_BYTES_MAX = 64 * KIB

@@ -32,7 +32,7 @@ local ENAMETOOLONG, ENOTEMPTY, ENODATA, ESTALE = 36, 39, 61, 116
 local SESSION_LOST, TOO_OLD = 1000, 1001 -- not errnos; servers/client/naming.py knows them
 
 local LIMIT = {
-  name = @NAME_BYTES_MAX@, path = @PATH_BYTES_MAX@, links = @LINKS_MAX@, file = @FILE_BYTES_MAX@,
+  name = @NAME_BYTES_MAX@, path = @PATH_BYTES_MAX@, links = @LINKS_MAX@, depth = @DEPTH_MAX@, file = @FILE_BYTES_MAX@,
   xattr_name = @XATTR_NAME_BYTES_MAX@, xattr_value = @XATTR_VALUE_BYTES_MAX@, xattr_total = @XATTR_TOTAL_BYTES_MAX@,
   chunks = @CHUNKS_PER_CALL_MAX@, names = @NAMES_PER_CALL_MAX@, window = @OP_WINDOW@, extents = @EXTENTS_PER_CALL_MAX@,
   chunk_low = @CHUNK_BYTES_MIN@, chunk_high = @CHUNK_BYTES_MAX@, segments = @SEGMENTS_PER_COMMIT_MAX@,

@@ -2,19 +2,18 @@
 -- none, `ino` for two names of one file, which both stay), the attributes of both parents
 -- rename(2), renameat2(2): flags 1 NOREPLACE, 2 EXCHANGE.
 local NOREPLACE, EXCHANGE = 1, 2
-local DEPTH_MAX = 4096
 
 -- Whether `below` is `above` or lies in its subtree.
 local function lies_in(c, below, above)
   local ino = below
-  for _ = 1, DEPTH_MAX do
+  for _ = 1, LIMIT.depth do
     if ino == above then return true end
     if ino <= 1 then return false end
     local inode = c:inode(ino)
     if not inode then return false end
     ino = inode[PARENT]
   end
-  return true -- deeper than a path can be: refuse rather than risk a cycle
+  return true -- refuse rather than risk a cycle
 end
 
 -- An entry for `ino` moved from one directory to another: a directory takes its .. along.
@@ -47,11 +46,12 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
 
   local inode = c:inode(ino)
   local is_directory = is(inode[MODE], S_IFDIR)
-  if is_directory and lies_in(c, a.new_parent, ino) then return EINVAL end
+  local elsewhere = a.parent ~= a.new_parent -- what stays in its directory cannot come to lie in itself
+  if is_directory and elsewhere and lies_in(c, a.new_parent, ino) then return EINVAL end
   local other = target and c:inode(target)
   local other_is_directory = other and is(other[MODE], S_IFDIR)
   if a.flags == EXCHANGE then
-    if other_is_directory and lies_in(c, a.parent, target) then return EINVAL end
+    if other_is_directory and elsewhere and lies_in(c, a.parent, target) then return EINVAL end
   elseif target and target ~= ino then
     if is_directory and not other_is_directory then return ENOTDIR end
     if other_is_directory and not is_directory then return EISDIR end
