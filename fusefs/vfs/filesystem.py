@@ -37,7 +37,7 @@ from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import InodeNumber, NodeNumber
 from servers.protocol.limits import FILE_BYTES_MAX, KIB, NAME_BYTES_MAX
-from servers.protocol.naming_api import Attributes, pack_time
+from servers.protocol.naming_api import RENAME_EXCHANGE, Attributes, pack_time
 from servers.protocol.placement import Space, cluster_space
 
 log = logging.getLogger(__name__)
@@ -347,22 +347,19 @@ class Filesystem:
         await self._register_before_unlink(new_parent, new_name)
         asked_at = trio.current_time()
         try:
-            ino, blob, replaced, parent_blob, new_parent_blob = await self._ask(
+            ino, blob, other, parent_blob, new_parent_blob = await self._ask(
                 "rename", parent=parent, name=name, new_parent=new_parent, new_name=new_name, flags=flags
             )
         except DcsError:
             self._cache.forget_entry(parent, name)
             self._cache.forget_entry(new_parent, new_name)
             raise
-        if replaced == ino:
+        if other == ino:
             return  # Two names of one file: rename(2) leaves both.
-        if flags:
-            self._cache.forget_entry(parent, name)
-        else:
-            self._cache.changed(parent, name, None, parent_blob, asked_at)
+        self._cache.changed(parent, name, other if flags & RENAME_EXCHANGE else None, parent_blob, asked_at)
         self._cache.changed(new_parent, new_name, ino, new_parent_blob, asked_at)
         self._shown(self._cache.put(ino, blob, asked_at), 0.0)
-        self._cache.forget_attributes(replaced)
+        self._cache.forget_attributes(other)
 
     def _may_be(self, ino: InodeNumber | None) -> list[InodeNumber]:
         """The open inodes with unwritten data that a name may stand for."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,56 +12,7 @@ import pytest
 from tests.support.beside import Beside, attempt, tree
 from tests.support.cluster import Mount
 from tests.support.commands import opened, refused, run
-
-
-class _Dirent(ctypes.Structure):
-    _fields_ = (
-        ("ino", ctypes.c_ulong), ("off", ctypes.c_long), ("length", ctypes.c_ushort), ("type", ctypes.c_ubyte),
-        ("name", ctypes.c_char * 256),
-    )  # fmt: skip
-
-
-LIBC = ctypes.CDLL(None, use_errno=True)
-LIBC.opendir.restype = ctypes.c_void_p
-LIBC.readdir.restype = ctypes.POINTER(_Dirent)
-LIBC.telldir.restype = ctypes.c_long
-
-
-class Stream:
-    """A DIR of opendir(3), with the calls that Python has not."""
-
-    def __init__(self, pointer: int) -> None:
-        self._pointer = ctypes.c_void_p(pointer)
-
-    def read(self) -> bytes | None:
-        found = LIBC.readdir(self._pointer)
-        return found.contents.name if found else None
-
-    def rest(self) -> list[bytes]:
-        return list(iter(self.read, None))
-
-    def tell(self) -> int:
-        return int(LIBC.telldir(self._pointer))
-
-    def seek(self, position: int) -> None:
-        LIBC.seekdir(self._pointer, ctypes.c_long(position))
-
-    def rewind(self) -> None:
-        LIBC.rewinddir(self._pointer)
-
-    def close(self) -> None:
-        LIBC.closedir(self._pointer)
-
-
-@contextmanager
-def listing(path: Path) -> Iterator[Stream]:
-    pointer = LIBC.opendir(os.fsencode(path))
-    assert pointer, os.strerror(ctypes.get_errno())
-    stream = Stream(pointer)
-    try:
-        yield stream
-    finally:
-        stream.close()
+from tests.support.directory_stream import listing, numbers_of
 
 
 @pytest.mark.parametrize("count", [0, 1, 50, 2500])
@@ -105,12 +53,9 @@ def test_a_listing_tells_inode_and_type(beside: Beside) -> None:
         name: os.lstat(beside.mounted / name).st_ino for name in "fdlp"
     }
     assert (entries["f"].is_file(), entries["d"].is_dir(), entries["l"].is_symlink()) == (True, True, True)
-    with listing(beside.mounted) as stream:
-        inodes = {}
-        while found := LIBC.readdir(stream._pointer):
-            inodes[found.contents.name] = found.contents.ino
-        assert inodes[b"."] == beside.mounted.stat().st_ino
-        assert inodes[b".."] == beside.mounted.parent.stat().st_ino
+    inodes = numbers_of(beside.mounted)
+    assert inodes[b"."] == beside.mounted.stat().st_ino
+    assert inodes[b".."] == beside.mounted.parent.stat().st_ino
 
 
 def test_links_of_directories_count_their_subdirectories(beside: Beside) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.beside import Beside, attempt, changed_times, make, rename2, tree
+from tests.support.beside import Beside, attempt, changed_times, make, rename2, tree, wait_for_the_clock
+from tests.support.commands import opened
+from tests.support.directory_stream import up_of
 from tests.support.users import ALICE, BOB, CAROL, ROOT, User, acting_as
 
 NOREPLACE, EXCHANGE, WHITEOUT = 1, 2, 4
@@ -106,6 +108,30 @@ def test_exchanged_directories_keep_their_contents_and_parents(beside: Beside) -
         rename2(place / "x" / "a", place / "y", EXCHANGE)
         found = attempt(rename2, place / "y" / "inside b", place / "y" / "nothing", EXCHANGE)
         return parents, found, tree(place)
+
+    beside.same(deed)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_both_of_what_is_exchanged_show_it_at_once(beside: Beside, kind: str) -> None:
+    """Their times of change, and what `..` is."""
+
+    def deed(place: Path) -> Any:
+        for name in ("x", "y"):
+            (place / name).mkdir()
+            make(kind, place / name / "it")
+        numbers = [(place / name / "it").stat().st_ino for name in ("x", "y")]
+        with opened(place / "x" / "it", os.O_RDONLY) as one, opened(place / "y" / "it", os.O_RDONLY) as two:
+            before = [os.fstat(descriptor).st_ctime_ns for descriptor in (one, two)]
+            wait_for_the_clock()
+            rename2(place / "x" / "it", place / "y" / "it", EXCHANGE)
+            after = [os.fstat(descriptor).st_ctime_ns for descriptor in (one, two)]
+        found: list[Any] = [new > old for old, new in zip(before, after, strict=True)]
+        found.append([(place / name / "it").stat().st_ino for name in ("x", "y")] == numbers[::-1])
+        if kind == "directory":
+            ups = {name: [(place / name).stat().st_ino, up_of(place / name / "it")] for name in ("x", "y")}
+            found.append([own == up for own, up in ups.values()])
+        return found
 
     beside.same(deed)
 

@@ -130,7 +130,7 @@ def test_exchange_swaps_whatever_is_there(volume: Volume, session: Session) -> N
     file, directory = session.create(home.ino, b"x"), session.mkdir(away.ino, b"y")
     session.create(directory.ino, b"inside")
     cookies = {p: volume.listing(p)[0][1] for p in (home.ino, away.ino)}
-    assert session.rename(home.ino, b"x", away.ino, b"y", RENAME_EXCHANGE) == 0
+    assert session.rename(home.ino, b"x", away.ino, b"y", RENAME_EXCHANGE) == directory.ino
     assert ino_of(volume, home.ino, b"x") == directory.ino
     assert ino_of(volume, away.ino, b"y") == file.ino
     assert {p: volume.listing(p)[0][1] for p in cookies} == cookies

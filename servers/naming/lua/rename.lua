@@ -1,5 +1,5 @@
--- rename {parent, name, new_parent, new_name, flags} -> ino, attributes, replaced ino (0 for
--- none, `ino` for two names of one file, which both stay), the attributes of both parents
+-- rename {parent, name, new_parent, new_name, flags} -> ino, attributes, the ino that was at the new name, replaced or
+-- exchanged (0 for none, `ino` for two names of one file, which both stay), the attributes of both parents
 -- rename(2), renameat2(2): flags 1 NOREPLACE, 2 EXCHANGE.
 local NOREPLACE, EXCHANGE = 1, 2
 
@@ -77,8 +77,7 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   end
   c:touch_directory(a.parent)
   c:touch_directory(a.new_parent)
-  local replaced = a.flags ~= EXCHANGE and target or 0
   local inodes = { a.parent, a.new_parent, ino, target }
-  return c:done('rename', inodes, { a.name, a.new_name }, ino, c:attributes(ino), replaced, c:attributes(a.parent),
+  return c:done('rename', inodes, { a.name, a.new_name }, ino, c:attributes(ino), target or 0, c:attributes(a.parent),
     c:attributes(a.new_parent))
 end)
