@@ -15,7 +15,7 @@ from tests.support.cluster import Cluster
 from tests.support.commands import MIB, opened
 from tests.support.processes import wait_for
 
-SIZE = 256 * MIB
+SIZE = 128 * MIB
 PROMPTLY_SECONDS = 5.0
 """What a busy machine may need for the requests that are under way; the whole call takes longer."""
 PREPARE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
@@ -42,7 +42,7 @@ def test_a_signal_ends_a_long_write(place: Path, number: int) -> None:
     assert path.stat().st_size == written + 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.long)])
 def test_a_signal_ends_a_long_read(mounted: Cluster, place: Path, number: int) -> None:
     path = place / "f"
     with path.open("wb") as file:

@@ -137,7 +137,10 @@ def test_both_of_what_is_exchanged_show_it_at_once(beside: Beside, kind: str) ->
 
 
 @pytest.mark.parametrize("user", [ALICE, BOB, CAROL], ids=["alice", "bob", "carol"])
-@pytest.mark.parametrize("owner", [ALICE, ROOT], ids=["alice's directory", "root's directory"])
+@pytest.mark.parametrize(
+    "owner",
+    [pytest.param(ALICE, id="alice's directory"), pytest.param(ROOT, id="root's directory", marks=pytest.mark.long)],
+)
 def test_sticky_directories_protect_what_others_own(beside: Beside, user: User, owner: User) -> None:
     """Source and target, each in a sticky directory or not, each somebody's; files and directories."""
 
