@@ -26,6 +26,9 @@ for command in (
 ):  # fmt: skip
     app.command(command.__name__)(command)
 app.command("mount", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(local.mount)
+app.command(
+    "recover", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)(local.recover)
 
 
 @app.callback()

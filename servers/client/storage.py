@@ -24,6 +24,7 @@ from servers.protocol.storage_api import (
     EXTENTS_PATH,
     INVENTORY_PATH,
     LENGTH_HEADER,
+    SPACE_PATH,
     SUMS_HEADER,
     UNDO_PATH,
     ExtentHeader,
@@ -218,6 +219,10 @@ class StorageClient:
         query = f"?limit={limit}" + (f"&after={after}" if after else "")
         reply = await self._json(address, "GET", INVENTORY_PATH + query, None)
         return InventoryPage({parse_extent_text(row["id"]): row["length"] for row in reply["extents"]}, reply["next"])
+
+    async def space(self, address: str) -> dict[str, Any]:
+        """Who the node is, and its bytes used and free, as JSON has it."""
+        return await self._json(address, "GET", SPACE_PATH, None)
 
     async def describe(self, address: str, extent: ExtentId) -> dict[str, Any]:
         """The replica's place on disk and its footer, as JSON has it. Raises ExtentMissing."""

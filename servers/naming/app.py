@@ -22,6 +22,7 @@ from servers.naming.background.doubts import Doubts
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.schedule import Job, Schedule
+from servers.naming.background.snapshots import Snapshots
 from servers.naming.background.trash import TrashKeeper
 from servers.naming.damage_checks import DamageChecks
 from servers.naming.metrics import naming_metrics
@@ -112,6 +113,7 @@ def _jobs(service: Service) -> list[Job]:
         Job("doubts", pace, Doubts(service).run),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
         Job("trash", max(1.0, pace), TrashKeeper(service).run),
+        Job("snapshots", min(60.0, service.settings.snapshot_interval_seconds or 60.0), Snapshots(service).run),
         Job("compaction", service.settings.compaction_interval_seconds, Compaction(service).run),
     ]
 

@@ -40,6 +40,7 @@ library (`lua/`) writes them, but for `leader`.
                                     for a very long one                     that is gone may be in it
     :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then
     :trash_from             hash    inode -> {parent, name, ...}            the same inodes; lua/trash.lua
+    :snapshots              zset    change number by when it was taken, ms  their parts are on storage nodes
     :thin                   set     extents with too few replicas           a map shows them
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again

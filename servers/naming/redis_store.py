@@ -21,7 +21,7 @@ import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
 from uuid import uuid4
 
@@ -40,6 +40,7 @@ from servers.naming.redis_connection import (
     connect_to_socket,
 )
 from servers.naming.redis_primary import Primary, find_primary
+from servers.naming.redis_snapshot import take
 from servers.naming.redis_url import parse_redis_url
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
@@ -97,6 +98,7 @@ class RedisStore:
         self._has_quorum = True
         self._connected = asyncio.Event()
         self._uuid = b""
+        self._uuid_to_make = uuid4().hex
         self._seq = 0
         self._safe: bytes | None = None
         self._under_way = 0
@@ -110,6 +112,10 @@ class RedisStore:
     def volume_uuid(self) -> str:
         """Of the volume that this process works with; "" before it has seen one."""
         return self._uuid.decode()
+
+    def begin_as(self, uuid: str) -> None:
+        """Where there is no volume, the one that is made has this uuid: for recovery."""
+        self._uuid_to_make = uuid
 
     @property
     def connected(self) -> bool:
@@ -207,6 +213,11 @@ class RedisStore:
             if str(error).startswith(PASSING_ERRORS):
                 raise TryAgain(str(error)) from error
             raise
+
+    def snapshot(self) -> AsyncIterator[bytes]:
+        """All of Redis at one moment, as an RDB file. Raises OSError, TryAgain."""
+        endpoints = self._place.endpoints
+        return take(self._place, self._primary.endpoint if self._primary else endpoints[0] if endpoints else None)
 
     # The connection.
 
@@ -392,7 +403,7 @@ class RedisStore:
         s = self._settings
         arguments = pack_arguments(
             {
-                "make": not self._uuid, "uuid": uuid4().hex, "chunk_size": s.chunk_size,
+                "make": not self._uuid, "uuid": self._uuid_to_make, "chunk_size": s.chunk_size,
                 "replicas": s.replication_factor, "uid": s.root_uid, "gid": s.root_gid, "seq": self._seq,
                 "outage_ms": int(1000 * max(s.session_lease_seconds / 4, 3 * s.background_interval_seconds)),
                 "lease_ms": int(s.session_lease_seconds * 1000),

@@ -42,6 +42,8 @@ class NamingSettings(BaseSettings):
     garbage_brake_extents: int = Field(100, ge=0)
     """Garbage above this share of a node's extents, and above so many, is not deleted before somebody confirms it."""
     garbage_interval_seconds: float = Field(600, gt=0)
+    snapshot_interval_seconds: float = Field(3600, ge=0)
+    """How often a snapshot of the metadata is stored on the nodes; 0: never."""
     compaction_quiet_seconds: float = Field(10, ge=0)
     """A chunk with a long list of segments is compacted when nobody wrote to it for so long."""
     compaction_interval_seconds: float = Field(5, gt=0)

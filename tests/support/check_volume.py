@@ -78,8 +78,8 @@ class _Checker:
 
     def _check_keys(self) -> None:
         known = re.compile(
-            r"volume|sessions|orphans|purge|condemned|condemned_nodes|collected|garbage|long|trash|trash_from|thin|damaged|nodes|node_numbers"
-            r"|node_facts|doubted|draining|log|leader"
+            r"volume|sessions|orphans|purge|condemned|condemned_nodes|collected|garbage|long|snapshots|trash|trash_from"
+            r"|thin|damaged|nodes|node_numbers|node_facts|doubted|draining|log|leader"
             r"|[idnmao]:[1-9][0-9]*|t:[1-9][0-9]*:[1-9][0-9]*|(x|s|so|op):[1-9][0-9]*"
         )
         for suffix in self.suffixes:

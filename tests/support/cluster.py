@@ -42,6 +42,7 @@ SHORT = {
     "GARBAGE_INTERVAL_SECONDS": "1",
     "BACKGROUND_INTERVAL_SECONDS": "0.2",
     "TRASH_DAYS": "0",
+    "SNAPSHOT_INTERVAL_SECONDS": "0",
     "RETURNS_TOLERATED": "1000",
 }
 """Settings of the naming server that make the background jobs quick enough to wait for, and nodes that are killed

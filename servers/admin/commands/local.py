@@ -37,6 +37,15 @@ def mount(ctx: typer.Context, where: Mountpoint) -> None:
     )
 
 
+def recover(ctx: typer.Context) -> None:
+    """Make an empty Redis the volume again: python -m servers.naming.recover, with all options passed on."""
+    file = secret_file(os.environ)
+    environment = {**os.environ, **({"DCS_SECRET_FILE": os.fspath(file)} if file is not None else {})}
+    sys.stdout.flush()
+    command = [sys.executable, "-m", "servers.naming.recover", *ctx.args]
+    os.execve(sys.executable, command, environment)  # noqa: S606 - with this terminal and its exit status
+
+
 def umount(where: Mountpoint) -> None:
     """Unmount; all that was written is stored when this returns with 0."""
     from servers.admin.unmount import unmount

@@ -1,0 +1,331 @@
+"""`python -m servers.naming.recover`, also as `dcs recover`: an empty Redis becomes the volume again.
+
+From the latest snapshot of the metadata that the storage nodes have whole; what they hold besides, written
+since or, without any snapshot, all of it, becomes files in /lost+found, as far as the replicas tell. Stop all
+naming servers first, and start them afterwards. Deletions are held until `dcs gc --resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from servers.client.http import HttpxTransport
+from servers.client.storage import StorageClient
+from servers.naming.keyspace import prefix
+from servers.naming.lost_found import Found, LostFile, plan_files
+from servers.naming.redis_connection import Connection, connect
+from servers.naming.redis_snapshot import restore
+from servers.naming.redis_url import Endpoint, RedisPlace, parse_redis_url
+from servers.naming.service import Service
+from servers.naming.settings import NamingSettings
+from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused, TryAgain
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import ROOT_INODE, ExtentId, NodeNumber, extent_session
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX
+from servers.protocol.names import unescape
+from servers.protocol.naming_api import pack_segments
+from servers.protocol.snapshots import MANIFEST, Manifest, complete, is_part, part_id, unpack_manifest
+from servers.serving.access import SecretError, load_secret
+
+log = logging.getLogger(__name__)
+
+READ_SECONDS = 60.0
+DESCRIBED_AT_ONCE_MAX = 8
+CONNECTED_SECONDS = 30.0
+LOST_FOUND = b"lost+found"
+GARBAGE, EEXIST, ESTALE = 0, 17, 116
+
+
+class CannotRecover(DcsError):
+    """The message says what to do."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dcs recover", description=__doc__.split("\n")[0])
+    parser.add_argument("--redis-url", default=os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
+    parser.add_argument("--volume", default=os.environ.get("VOLUME", "main"))
+    parser.add_argument("--nodes", required=True, metavar="HOST:PORT,...", help="all storage nodes")
+    parser.add_argument("--no-snapshot", action="store_true", help="rebuild from the replicas alone")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="dcs recover: %(message)s")
+    try:
+        file = os.environ.get("DCS_SECRET_FILE")
+        secret = load_secret(Path(file) if file else None, os.environ.get("DCS_SECRET"))
+        given: dict[str, Any] = {"redis_url": arguments.redis_url, "volume": arguments.volume}
+        settings = NamingSettings(**given)
+        nodes = [address.strip() for address in arguments.nodes.split(",") if address.strip()]
+        asyncio.run(_recover(settings, secret.text, nodes, use_snapshot=not arguments.no_snapshot))
+    except (DcsError, SecretError, OSError, ValueError) as error:
+        print(f"dcs recover: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _recover(settings: NamingSettings, secret: str, addresses: list[str], *, use_snapshot: bool) -> None:
+    transport = HttpxTransport(secret)
+    try:
+        storage = StorageClient(transport)
+        held = {address: await _names(storage, address) for address in addresses}
+        place = parse_redis_url(settings.redis_url)
+        if place.kind != "one" or not place.endpoints:
+            raise CannotRecover("--redis-url: one Redis by host and port is wanted; add its replicas afterwards")
+        key = prefix(settings.volume)
+        await _check_empty(place, key)
+        source = await _latest(storage, held) if use_snapshot else None
+        if source is not None:
+            with tempfile.NamedTemporaryFile(prefix="dcs-snapshot-", suffix=".rdb") as rdb:
+                await _fetch(storage, held, source, Path(rdb.name))
+                await restore(place, place.endpoints[0], Path(rdb.name))
+            print(f"Restored the snapshot of change {source.seq}: {source.size} bytes.")
+        else:
+            await _make_volume(storage, place.endpoints[0], place, key, held, settings, secret)
+            print("No snapshot was restored: the volume begins anew.")
+        await _finish(settings, secret, held)
+    finally:
+        await transport.close()
+
+
+async def _names(storage: StorageClient, address: str) -> set[ExtentId]:
+    """All that the node holds. Whoever is missing here would be missing in the result: so it must answer."""
+    found: set[ExtentId] = set()
+    after: str | None = None
+    while True:
+        names, after = await storage.names(address, after, EXTENTS_PER_CALL_MAX)
+        found.update(names)
+        if after is None:
+            return found
+
+
+async def _check_empty(place: RedisPlace, key: str) -> None:
+    """Raises CannotRecover where a volume is that may be worth something."""
+    connection = await _open(place)
+    try:
+        files, directories = await connection.send("HMGET", f"{key}:volume", "files", "directories")
+    finally:
+        connection.abort()
+    if files is not None and (int(files) or int(directories) > 1):
+        raise CannotRecover(
+            f"this Redis has a volume with {int(files)} files: nothing is changed. To give it up, delete its keys first"
+        )
+
+
+async def _open(place: RedisPlace) -> Connection:
+    connection = await connect(place.endpoints[0].host, place.endpoints[0].port)
+    if place.password:
+        await connection.send("AUTH", *([place.username] if place.username else []), place.password)
+    if place.db:
+        await connection.send("SELECT", place.db)
+    return connection
+
+
+# The snapshot.
+
+
+async def _latest(storage: StorageClient, held: dict[str, set[ExtentId]]) -> Manifest | None:
+    """The latest snapshot all of whose parts are there."""
+    everything = set().union(*held.values())
+    for seq in complete(everything):
+        manifest = unpack_manifest(await _read(storage, held, part_id(seq, MANIFEST)))
+        if all(part_id(seq, part) in everything for part in range(manifest.parts)):
+            return manifest
+        log.warning("the snapshot of change %d is not whole; an older one is looked for", seq)
+    return None
+
+
+async def _read(storage: StorageClient, held: dict[str, set[ExtentId]], extent: ExtentId) -> bytes:
+    problem: DcsError = CannotRecover("no node has it")
+    for address, names in held.items():
+        if extent in names:
+            try:
+                _, data = await storage.get_whole(
+                    address, extent, deadline_seconds=READ_SECONDS, first_byte_seconds=READ_SECONDS
+                )
+                return bytes(data)
+            except (TryAgain, NodeFailed, ExtentDamaged) as error:
+                problem = error
+    raise problem
+
+
+async def _fetch(storage: StorageClient, held: dict[str, set[ExtentId]], manifest: Manifest, rdb: Path) -> None:
+    digest = hashlib.sha256()
+    with rdb.open("wb") as file:
+        for part in range(manifest.parts):
+            data = await _read(storage, held, part_id(manifest.seq, part))
+            digest.update(data)
+            file.write(data)
+    if digest.hexdigest() != manifest.sha256:
+        raise CannotRecover(f"the snapshot of change {manifest.seq} is not what was stored; try --no-snapshot")
+
+
+async def _make_volume(
+    storage: StorageClient, endpoint: Endpoint, place: RedisPlace, key: str, held: dict[str, set[ExtentId]],
+    settings: NamingSettings, secret: str,
+) -> None:  # fmt: skip
+    """An empty volume with the uuid that the nodes know."""
+    uuids = set()
+    for address, names in held.items():
+        for extent in sorted(names)[:100]:
+            uuids.add((await storage.describe(address, extent))["volume"])
+    uuids.discard("")
+    if len(uuids) != 1:
+        raise CannotRecover(f"the nodes hold extents of {len(uuids)} volumes, not of one")
+    connection = await _open(place)
+    try:
+        cursor = b"0"
+        pattern = key.replace("{", "\\{").replace("}", "\\}") + ":*"
+        while True:
+            cursor, keys = await connection.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            if keys:
+                await connection.send("DEL", *keys)
+            if cursor == b"0":
+                break
+    finally:
+        connection.abort()
+    service = Service(settings, secret)
+    service.store.begin_as(uuids.pop())
+    await _while_connected(service, _nothing())
+    await service.close()
+
+
+async def _nothing() -> None:
+    return
+
+
+# What the metadata does not know.
+
+
+async def _finish(settings: NamingSettings, secret: str, held: dict[str, set[ExtentId]]) -> None:
+    service = Service(settings, secret)
+    try:
+        await _while_connected(service, _after_restore(service, held))
+    finally:
+        await service.close()
+
+
+async def _while_connected(service: Service, work: Coroutine[Any, Any, None]) -> None:
+    keeper = asyncio.create_task(service.store.run())
+    try:
+        async with asyncio.timeout(CONNECTED_SECONDS):
+            await service.store.wait_connected()
+        await work
+    finally:
+        work.close()
+        keeper.cancel()
+        await asyncio.gather(keeper, return_exceptions=True)
+
+
+async def _after_restore(service: Service, held: dict[str, set[ExtentId]]) -> None:
+    sessions = [extent_session(extent) for names in held.values() for extent in names]
+    await service.store.ask("recovered", session=max(sessions, default=0), why="dcs recover")
+    found = await _unknown(service, held)
+    chunk_size = (await service.store.ask("status"))[0][b"chunk_size"]
+    files = plan_files(found, chunk_size)
+    made = await _make_files(service, files) if files else 0
+    print(f"{made} files of {len(found)} extents that the metadata does not know are in /lost+found.")
+    print("Start the naming servers, look around, then let deletions go on: dcs gc --resume")
+
+
+async def _unknown(service: Service, held: dict[str, set[ExtentId]]) -> list[Found]:
+    where: dict[ExtentId, list[str]] = {}
+    for address, names in held.items():
+        for extent in names:
+            if not is_part(extent):
+                where.setdefault(extent, []).append(address)
+    unknown: list[ExtentId] = []
+    extents = sorted(where)
+    for at in range(0, len(extents), EXTENTS_PER_CALL_MAX):
+        batch = extents[at : at + EXTENTS_PER_CALL_MAX]
+        verdicts = await service.store.ask("known", extents=batch)
+        unknown += [extent for extent, verdict in zip(batch, verdicts, strict=True) if verdict == GARBAGE]
+    numbers = await _numbers(service, list(held))
+    found: list[Found] = []
+    waiting = iter(unknown)
+
+    async def worker() -> None:
+        for extent in waiting:
+            one = await _describe(service, extent, where[extent], numbers)
+            if one is not None:
+                found.append(one)
+
+    await asyncio.gather(*(worker() for _ in range(DESCRIBED_AT_ONCE_MAX)))
+    return found
+
+
+async def _numbers(service: Service, addresses: list[str]) -> dict[str, NodeNumber]:
+    """Of the nodes, by address; those that this metadata does not know are made known."""
+    numbers: dict[str, NodeNumber] = {}
+    for address in addresses:
+        space = await service.storage.space(address)
+        reply = await service.store.ask(
+            "heartbeat", uuid=space["uuid"], address=address, rack=space["rack"], space=space["space"],
+            used=space["used_bytes"], free=space["free_bytes"], total=space["total_bytes"], volume="", seq=0,
+            silence_ms=0, calm_ms=0,
+        )  # fmt: skip
+        numbers[address] = NodeNumber(reply[0])
+    return numbers
+
+
+async def _describe(
+    service: Service, extent: ExtentId, addresses: list[str], numbers: dict[str, NodeNumber]
+) -> Found | None:
+    """None when no good replica of it is there."""
+    good: list[NodeNumber] = []
+    told: dict[str, Any] = {}
+    for address in addresses:
+        try:
+            described = await service.storage.describe(address, extent)
+        except (TryAgain, NodeFailed, ExtentDamaged) as error:
+            log.warning("%s", error)
+            continue
+        if described["verified"]:
+            told = described
+            good.append(numbers[address])
+    if not good:
+        return None
+    return Found(
+        extent, told["length"], told["inode"], told["chunk"], told["mtime_ns"], unescape(told["name"]), tuple(good)
+    )
+
+
+async def _make_files(service: Service, files: list[LostFile]) -> int:
+    try:
+        await service.change("mkdir", parent=ROOT_INODE, name=LOST_FOUND, mode=0o700, uid=0, gid=0)
+    except Refused as error:
+        if error.errno != EEXIST:
+            raise
+    directory = (await service.store.ask("resolve", path=[LOST_FOUND]))[0]
+    made = 0
+    for file in files:
+        try:
+            await _make_file(service, file, directory)
+            made += 1
+        except Refused as error:
+            log.warning("%s: %s", file.name.decode(errors="replace"), error)
+    return made
+
+
+async def _make_file(service: Service, file: LostFile, directory: int) -> None:
+    ino = (await service.change("stub", mode=0o600, uid=0, gid=0, chunk_size=file.chunk_size))[0]
+    rows = sorted(file.chunks.items())
+    for at in range(0, len(rows), CHUNKS_PER_CALL_MAX):
+        flat: list[Any] = []
+        end = 0
+        for index, one in rows[at : at + CHUNKS_PER_CALL_MAX]:
+            flat += [index, pack_segments([Segment(0, one.extent, 0, one.length, one.nodes)])]
+            end = index * file.chunk_size + one.length
+        mtime = [file.mtime_ns // 10**9, file.mtime_ns % 10**9]
+        await service.change("commit", ino=ino, chunks=flat, end=end, mtime=mtime, synced=True)
+    await service.change("publish", ino=ino, parent=directory, name=file.name, size=file.size, overwrite=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

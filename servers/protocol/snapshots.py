@@ -1,0 +1,57 @@
+"""How a snapshot of the metadata lies on the storage nodes: pure.
+
+It is cut into extents of session 0, which no client ever has. An id's counter is the volume's change number
+when it was taken, times 65,536, plus the part. The last part, 65,535, is stored when all others are: it says
+what they are, so a snapshot with it is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_session
+
+PARTS = 65_536
+MANIFEST = PARTS - 1
+NO_SESSION = SessionNumber(0)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    volume: str
+    """The volume's uuid."""
+    name: str
+    """Of the volume, as in the keys."""
+    seq: int
+    taken_s: int
+    parts: int
+    size: int
+    """Bytes of all parts."""
+    sha256: str
+
+    def pack(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+def unpack_manifest(data: bytes) -> Manifest:
+    """Raises ValueError."""
+    try:
+        return Manifest(**json.loads(data))
+    except TypeError as error:
+        raise ValueError(f"not the manifest of a snapshot: {error}") from error
+
+
+def part_id(seq: int, part: int) -> ExtentId:
+    return extent_id(NO_SESSION, seq * PARTS + part)
+
+
+def is_part(extent: ExtentId) -> bool:
+    return extent_session(extent) == NO_SESSION
+
+
+def complete(extents: Iterable[ExtentId]) -> list[int]:
+    """The change numbers of the snapshots whose manifest is among the extents, the latest first."""
+    counters = (int.from_bytes(extent[8:], "big") for extent in extents if is_part(extent))
+    return sorted({counter // PARTS for counter in counters if counter % PARTS == MANIFEST}, reverse=True)

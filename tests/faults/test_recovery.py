@@ -1,0 +1,97 @@
+"""Redis is lost with all it had: the storage nodes give the metadata back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.cluster import Cluster
+from tests.support.processes import wait_for
+
+MIB = 1024 * 1024
+EARLY = os.urandom(3 * MIB + 10)
+LATE = os.urandom(2 * MIB + 7)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A snapshot every second. One-megabyte chunks."""
+    with Cluster(3, SNAPSHOT_INTERVAL_SECONDS="1", CHUNK_SIZE=str(MIB)) as made:
+        yield made
+
+
+def latest_snapshot(cluster: Cluster) -> int:
+    rows = cluster.ask_redis("ZRANGE", "dcs:{main}:snapshots", "0", "-1").split()
+    stored = {n for node in cluster.nodes for n in node.extents() if n.startswith("0-") and n.endswith("ffff")}
+    complete = [int(row) for row in rows if f"0-{int(row) * 65536 + 65535:x}" in stored]
+    return complete[-1] if complete else 0
+
+
+def seq(cluster: Cluster) -> int:
+    return int(cluster.ask_redis("HGET", "dcs:{main}:volume", "seq"))
+
+
+def lose_redis(cluster: Cluster) -> None:
+    """Everything is off but the nodes; Redis is on again, and empty."""
+    cluster.naming.stop()
+    cluster.redis.stop()
+    shutil.rmtree(cluster.directory / "redis")
+    (cluster.directory / "redis").mkdir()
+    cluster.redis.start()
+
+
+def recover(cluster: Cluster, *options: str, expect: int = 0) -> str:
+    done = cluster.dcs(
+        "recover", "--redis-url", f"redis://127.0.0.1:{cluster.redis_port}/0", "--nodes",
+        ",".join(node.address for node in cluster.nodes), *options, expect=expect,
+    )  # fmt: skip
+    return (done.stdout + done.stderr).decode()
+
+
+@pytest.mark.timeout(200)
+def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: Cluster) -> None:
+    """What the snapshot has is as it was; what was written since is in /lost+found; nothing is deleted meanwhile."""
+    cluster.dcs("mkdir", "/d")
+    cluster.write("/d/early", EARLY)
+    wanted = seq(cluster)
+    wait_for(lambda: latest_snapshot(cluster) >= wanted, "a snapshot was taken")
+    cluster.naming.environment["SNAPSHOT_INTERVAL_SECONDS"] = "0"
+    cluster.naming.restart()
+    cluster.wait_alive(3)
+    cluster.write("/d/late", LATE)
+    held = {node.number: node.extents() for node in cluster.nodes}
+    lose_redis(cluster)
+    said = recover(cluster)
+    assert "Restored the snapshot" in said
+    cluster.naming.start()
+    cluster.wait_alive(3)
+    assert not cluster.status()["safe_mode"]
+    assert cluster.read("/d/early") == EARLY
+    (found,) = cluster.dcs_json("ls", "/lost+found")
+    assert found["name"].startswith("late.")
+    assert cluster.read("/lost+found/" + found["name"]) == LATE
+    assert {node.number: node.extents() for node in cluster.nodes} == held
+    assert cluster.status()["deletions_held"]
+    cluster.dcs("gc", "--resume")
+    cluster.write("/d/after", b"it goes on")
+    cluster.dcs("delete", "/lost+found/" + found["name"])
+    cluster.wait_clean()
+    assert cluster.read("/d/early") == EARLY
+
+
+@pytest.mark.timeout(200)
+def test_without_any_snapshot_the_files_are_rebuilt_from_the_replicas(cluster: Cluster) -> None:
+    """A Redis that still has files is not touched."""
+    assert "nothing is changed" in recover(cluster, expect=1)
+    lose_redis(cluster)
+    recover(cluster, "--no-snapshot")
+    cluster.naming.start()
+    cluster.wait_alive(3)
+    content = {cluster.read("/lost+found/" + row["name"]) for row in cluster.dcs_json("ls", "/lost+found")}
+    assert {EARLY, b"it goes on"} <= content
+    cluster.write("/new", b"new")
+    assert cluster.read("/new") == b"new"
+    cluster.dcs("fsck")
