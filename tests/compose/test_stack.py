@@ -6,19 +6,17 @@ import errno
 import hashlib
 import json
 import re
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.support import promises
 from tests.support.commands import MIB, sha256_of, write_pattern
 from tests.support.compose_stack import Stack
 from tests.support.manifest import Manifest
 from tests.support.processes import CHECKOUT, wait_for
+from tests.support.writing_program import WritingProgram
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -91,18 +89,12 @@ def test_each_container_is_killed_in_turn_under_load(running: Stack, peer: str, 
     noted, directory = tmp_path / "manifest", running.mountpoint / "promises"
     directory.mkdir()
     victims = [*running.containers("redis", "naming_server", "storage_server"), *running.containers("fuse")]
-    with subprocess.Popen(
-        [sys.executable, "-S", promises.__file__, directory, noted, "1"], stderr=subprocess.PIPE
-    ) as program:
-        try:
-            for victim in victims:
-                wait_for_another_promise(noted)
-                assert program.poll() is None, f"the program ended before {victim} was killed"
-                running.crash(victim)
-            _, said = program.communicate(timeout=60)
-        finally:
-            program.send_signal(signal.SIGKILL)
-    assert int(said) in (errno.ENOTCONN, errno.ECONNABORTED), said
+    with WritingProgram(directory, noted, 1) as program:
+        for victim in victims:
+            program.must_go_on()
+            running.crash(victim)
+            print(f"{victim} killed: longest stall {program.stall_since_last_asked():.1f} s")
+        assert program.errno() in (errno.ENOTCONN, errno.ECONNABORTED)
     running.wait_usable()
     manifest = Manifest()
     manifest.read(noted)
@@ -234,15 +226,6 @@ def nodes_of(stack: Stack, path: str) -> set[int]:
 
 def mounts(stack: Stack, container: str) -> list[dict]:
     return stack.inspect(container)["Mounts"]
-
-
-def noted_lines(manifest: Path) -> int:
-    return manifest.read_bytes().count(b"kept") if manifest.exists() else 0
-
-
-def wait_for_another_promise(manifest: Path) -> None:
-    before = noted_lines(manifest)
-    wait_for(lambda: noted_lines(manifest) > before, "the program goes on", 60)
 
 
 def stderr_of(stack: Stack, *arguments: str) -> str:

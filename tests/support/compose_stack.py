@@ -50,6 +50,7 @@ class Stack:
             "COMPOSE_PROGRESS": "plain",
             "IMAGE_TAG": TAG,
             "NAMING_PORT": str(free_port()),
+            "NAMING_PORT_2": str(free_port()),
             "ROOT_UID": str(os.geteuid()),
             "ROOT_GID": str(os.getegid()),
         }
