@@ -10,17 +10,20 @@ Holds all of both lists in memory: some 150 bytes for each replica of the volume
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from servers.admin.connection import Connection
-from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFailed, TryAgain
+from servers.client.naming import ServerRefused
+from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFailed, TryAgain, Unavailable
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
 from servers.protocol.placement import NodeView
 
 POLL_SECONDS = 0.5
+REPAIR_POLL_SECONDS = 2.0
 VERIFIED_AT_ONCE_MAX = 8
 
 
@@ -55,6 +58,8 @@ class Findings:
     """Replicas of extents that files show, on nodes where metadata does not look for them."""
     unknown: list[str] = field(default_factory=list)
     """What could not be asked."""
+    reported: int = 0
+    """Findings that were told to the naming server, which has them repaired."""
 
     @property
     def is_incomplete(self) -> bool:
@@ -88,11 +93,42 @@ class _Shown:
     nodes: tuple[NodeNumber, ...]
 
 
-async def fsck(connection: Connection, *, wait_seconds: float, verify: bool) -> Findings:
+async def fsck(connection: Connection, *, wait_seconds: float, verify: bool, repair: bool = False) -> Findings:
     """What is wrong now; with `wait_seconds`, once what is to be deleted is gone or the time is over.
 
-    Raises DcsError when the naming server cannot be asked.
+    With `repair`, what is wrong is told to the naming server, and it is looked again until nothing is, or the time is
+    over. Raises DcsError when the naming server cannot be asked.
     """
+    deadline = asyncio.get_running_loop().time() + wait_seconds
+    found = await _look(connection, wait_seconds, verify)
+    reported: set[tuple[str, int]] = set()
+    while repair and (found.is_incomplete or found.garbage):
+        await _report(connection, found, reported)
+        if asyncio.get_running_loop().time() >= deadline:
+            break
+        await asyncio.sleep(REPAIR_POLL_SECONDS)
+        found = await _look(connection, 0, verify)
+    found.reported = len(reported)
+    return found
+
+
+async def _report(connection: Connection, found: Findings, reported: set[tuple[str, int]]) -> None:
+    """Each finding once; of garbage, what is due is deleted."""
+    for finding in (*found.missing_replicas, *found.damaged):
+        if (finding.extent, finding.node) not in reported:
+            extent, node = parse_extent_text(finding.extent), NodeNumber(finding.node)
+            await connection.naming.report_damage(extent, node, f"fsck: {finding.what}")
+            reported.add((finding.extent, finding.node))
+    uuids = {int(node.number): node.uuid for node in await connection.naming.nodes()}
+    for number in {finding.node for finding in found.garbage}:
+        garbage = [parse_extent_text(finding.extent) for finding in found.garbage if finding.node == number]
+        for batch in _batches(garbage):
+            order = {"node": uuids[number], "extents": [extent_text(extent) for extent in batch]}
+            with contextlib.suppress(ServerRefused, Unavailable):  # It is held, or away: the next round tells.
+                await connection.naming.json("POST", "/v1/deletions/collect", order)
+
+
+async def _look(connection: Connection, wait_seconds: float, verify: bool) -> Findings:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait_seconds
     while True:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from crc32c import crc32c
 
+from tests.conftest import MakeCluster
 from tests.support.cluster import SECRET, Cluster, Node
 from tests.support.processes import wait_for
 
@@ -150,3 +151,22 @@ def test_shells_complete_commands(shared_cluster: Cluster, shell: str) -> None:
         "_TYPER_COMPLETE_ARGS": "dcs cr", "_TYPER_COMPLETE_FISH_ACTION": "get-args",
     }  # fmt: skip
     assert b"create" in shared_cluster.dcs(environment=environment, expect=None).stdout
+
+
+def test_fsck_has_repaired_what_it_finds(make_cluster: MakeCluster) -> None:
+    """Damage in the data, which only --data sees, and a replica that is gone are told to the naming server."""
+    cluster = make_cluster(3)
+    cluster.write("/hurt", os.urandom(100_000))
+    flipped, gone, _ = cluster.replicas_of("/hurt")
+    cluster.corrupt_chunk_on_disk(flipped, at=70_000)
+    cluster.delete_chunk_on_disk(gone)
+    found = cluster.dcs_json("fsck", "--data", "--repair", expect=None)
+    assert found["reported"] == 2
+    good = len(cluster.read("/hurt"))
+    assert good == 100_000
+
+    def told() -> bool:
+        rows = cluster.rest("GET", "/v1/damage").json()["damaged"]
+        return {row["node"] for row in rows} == {flipped.node, gone.node}
+
+    assert told() or cluster.dcs_json("fsck", "--data", "--wait", "60", expect=None)["verdict"] == "clean"

@@ -138,6 +138,9 @@ def fsck(
         float, typer.Option("--wait", metavar="SECONDS", min=0, help="Wait so long for pending deletions to be done.")
     ] = 0,
     data: Annotated[bool, typer.Option("--data", help="Have every replica read and verified, too.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Have repaired what is wrong, and with --wait look again until it is.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Compare what files show with what all nodes hold.
@@ -146,7 +149,7 @@ def fsck(
     """
 
     async def work(connection: Connection) -> Findings:
-        return await check_volume(connection, wait_seconds=wait, verify=data)
+        return await check_volume(connection, wait_seconds=wait, verify=data, repair=repair)
 
     try:
         found = run(naming_urls(ctx), work)
@@ -164,6 +167,8 @@ def _print_findings(found: Findings) -> None:
         f"{found.extents} extents, {found.replicas} replicas on {found.nodes} nodes: {found.verdict}; "
         f"{found.deletions_pending} to be deleted, {found.in_flight} in flight, {found.surplus} surplus"
     )
+    if found.reported:
+        typer.echo(f"{found.reported} findings were told to the naming server, which has them repaired")
     _print_list("missing extent", found.missing_extents)
     _print_list("missing replica", map(_shown, found.missing_replicas))
     _print_list("damaged replica", map(_shown, found.damaged))
