@@ -14,7 +14,7 @@ from pathlib import Path
 from servers.naming.redis_primary import SLOTS, slot_of
 from tests.support.processes import CHECKOUT, Process, base_environment, free_port, wait_for
 
-ASK_SECONDS = 5.0
+ASK_SECONDS = 2.0
 START_SECONDS = 60.0
 VOLUME_KEY = "dcs:{main}:volume"
 
