@@ -54,7 +54,7 @@ def make_cluster() -> Iterator[MakeCluster]:
     with ExitStack() as clusters:
 
         def make(nodes: int = 3, **settings: str) -> Cluster:
-            return clusters.enter_context(Cluster(nodes, namings=1, replicated=None, **settings))
+            return clusters.enter_context(Cluster(nodes, **settings))
 
         yield make
 

@@ -1,13 +1,14 @@
 """The keys of a volume in Redis.
 
 All begin with `dcs:{VOLUME}`; the braces put them into one Redis Cluster slot. Only the function
-library (`lua/`) writes them, but for `leader`.
+library (`lua/`) writes them. None is the prefix itself, which each function is given as its key: so a
+Redis Cluster that moves the slot lets no function see half a volume.
 
     key after the prefix    type    value                                   invariant
     :volume                 hash    uuid, chunk_size, replicas, seq,        seq only grows; numbers are never used
                                     next_ino, next_session, next_node,      again; `safe`, the reason, is there only
-                                    next_order, files, directories,         in SAFE mode (an operator who knows better
-                                    extents, bytes, lease_ms,               deletes it); `held` while an operator
+                                    next_order, leader_epoch, files,        in SAFE mode (an operator who knows better
+                                    directories, extents, bytes, lease_ms,  deletes it); `held` while an operator
                                     orphan_grace_ms, condemned_grace_ms,    holds deletions, `brake` while garbage
                                     outage_ms, alive_ms, safe, held,        waits to be confirmed
                                     brake, brake_off_ms, trash_ms,
@@ -49,7 +50,7 @@ library (`lua/`) writes them, but for `leader`.
     :node_numbers           hash    node uuid -> number
     :draining               hash    node number -> since when, ms           in :nodes; it takes no new copies
     :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order
-    :leader                 string  who runs the background jobs            expires by itself
+    :leader                 string  {who runs the background jobs, epoch}   expires by itself
 """
 
 from __future__ import annotations

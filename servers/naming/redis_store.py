@@ -28,6 +28,7 @@ from uuid import uuid4
 import msgpack
 
 from servers.naming.keyspace import prefix
+from servers.naming.leadership import acting_epoch
 from servers.naming.namespace import Library, library
 from servers.naming.redis_changes import ReplicatedChanges
 from servers.naming.redis_connection import (
@@ -65,6 +66,8 @@ MOVED_ERRORS = ("MOVED", "READONLY")
 LAG_SECONDS_MAX = 2
 """A replica says every second that it is there."""
 ENOENT, ENOSPC, ESTALE = 2, 28, 116
+NOT_LEADING = 1002
+"""Not an errno: see `internal` in lua/common.lua."""
 
 
 class VolumeLost(DcsError):
@@ -194,8 +197,9 @@ class RedisStore:
         await asyncio.sleep(RECONNECT_SECONDS)
 
     async def ask(self, verb: str, session: int = 0, n: int = 0, /, **arguments: Any) -> list[Any]:
-        """The function's results, unpacked. Raises Refused, Unavailable."""
-        return _results(verb, await self.call(verb, session, n, pack_arguments(arguments)))
+        """The function's results, unpacked. Raises Refused, Unavailable; TryAgain in a background job of a server that
+        does not lead any more."""
+        return _results(verb, await self.call(verb, session, n or acting_epoch.get(), pack_arguments(arguments)))
 
     async def command(self, *command: bytes | str | int) -> Any:
         """A plain Redis command, for the few reads that no function does. Raises TryAgain."""
@@ -430,6 +434,8 @@ class RedisStore:
 
 def _results(verb: str, packed: bytes) -> list[Any]:
     reply: list[Any] = msgpack.unpackb(packed, raw=True, strict_map_key=False)
+    if reply[0] == NOT_LEADING:
+        raise TryAgain("another naming server leads now")
     if reply[0] != 0:
         raise Refused(reply[0], verb)
     return reply[1:]

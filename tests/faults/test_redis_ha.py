@@ -8,22 +8,23 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
-from tests.support.cluster import Cluster, Mount
+from tests.support.cluster import Cluster, Mount, ReplicatedCluster, is_healthy
 from tests.support.load import Load, wait_steps
 from tests.support.ops import Ops
-from tests.support.processes import wait_for
+from tests.support.processes import Process, wait_for
 from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
 
 STALL_SECONDS_MAX = 15.0
 
 
 @pytest.fixture(scope="module")
-def replicated() -> Iterator[Cluster]:
+def replicated() -> Iterator[ReplicatedCluster]:
     """Three nodes, two naming servers, a primary with two replicas, three Sentinels."""
-    with Cluster(3, namings=2, replicated=SentinelRedis) as cluster:
+    with ReplicatedCluster(SentinelRedis) as cluster:
         yield cluster
         for mount in cluster.mounts:
             mount.unmount()
@@ -31,15 +32,15 @@ def replicated() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def mount(replicated: Cluster) -> Mount:
+def mount(replicated: ReplicatedCluster) -> Mount:
     return replicated.mount()
 
 
 @pytest.fixture
-def redis(replicated: Cluster) -> Iterator[RedisGroup]:
+def redis(replicated: ReplicatedCluster) -> Iterator[RedisGroup]:
     """Whole, before and after."""
-    yield replicated.replicated
-    replicated.replicated.mend()
+    yield replicated.redises
+    replicated.redises.mend()
 
 
 def logs(cluster: Cluster) -> str:
@@ -47,7 +48,7 @@ def logs(cluster: Cluster) -> str:
 
 
 def test_the_primary_killed_under_load_is_a_stall_and_nothing_acknowledged_is_lost(
-    replicated: Cluster, mount: Mount, redis: RedisGroup
+    replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
     load = Load(mount.path / "primary-killed")
     with load:
@@ -66,7 +67,7 @@ def test_the_primary_killed_under_load_is_a_stall_and_nothing_acknowledged_is_lo
     assert not replicated.status()["safe_mode"]
 
 
-def test_what_one_naming_server_has_answered_the_other_shows_at_once(replicated: Cluster) -> None:
+def test_what_one_naming_server_has_answered_the_other_shows_at_once(replicated: ReplicatedCluster) -> None:
     """Neither keeps anything that the other may have changed."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(Ops(f"http://{a}", replicated.secret)) for a in replicated.addresses)
@@ -93,7 +94,9 @@ def kill_one_at_a_time(cluster: Cluster, load: Load, times: int, seed: int) -> N
         victim.start()
 
 
-def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(replicated: Cluster, mount: Mount) -> None:
+def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(
+    replicated: ReplicatedCluster, mount: Mount
+) -> None:
     """Whatever was under way takes effect once: no spurious EEXIST or ENOENT."""
     load = Load(mount.path / "naming-killed")
     with load:
@@ -106,7 +109,7 @@ def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(replicated
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_one_of_two_naming_servers_killed_200_times(replicated: Cluster, mount: Mount) -> None:
+def test_one_of_two_naming_servers_killed_200_times(replicated: ReplicatedCluster, mount: Mount) -> None:
     load = Load(mount.path / "naming-killed-often")
     with load:
         kill_one_at_a_time(replicated, load, times=200, seed=random.randrange(10**6))
@@ -118,7 +121,7 @@ def test_one_of_two_naming_servers_killed_200_times(replicated: Cluster, mount: 
 
 @pytest.mark.long
 def test_a_primary_that_hangs_is_replaced_and_its_late_work_has_no_effect(
-    replicated: Cluster, mount: Mount, redis: RedisGroup
+    replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
     """It goes on as primary, with requests in its sockets, until the Sentinels tell it otherwise."""
     load = Load(mount.path / "primary-hangs")
@@ -138,7 +141,7 @@ def test_a_primary_that_hangs_is_replaced_and_its_late_work_has_no_effect(
 
 @pytest.mark.long
 def test_each_replica_and_sentinel_killed_in_turn_is_hardly_noticed(
-    replicated: Cluster, mount: Mount, redis: RedisGroup
+    replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
     load = Load(mount.path / "each-killed")
     with load:
@@ -155,7 +158,7 @@ def test_each_replica_and_sentinel_killed_in_turn_is_hardly_noticed(
 
 @pytest.mark.long
 def test_without_sentinels_work_goes_on_with_an_alarm_and_without_replicas_it_ends_in_time(
-    replicated: Cluster, mount: Mount, redis: RedisGroup
+    replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
     for sentinel in redis.watchers:
         sentinel.kill()
@@ -174,9 +177,37 @@ def test_without_sentinels_work_goes_on_with_an_alarm_and_without_replicas_it_en
     (mount.path / "with-replicas").mkdir()
 
 
+def is_empty(redis: RedisGroup, key: str) -> bool:
+    return redis.primary().ask("ZCARD", "dcs:{main}:" + key) == "0"
+
+
+def leader_of(cluster: Cluster, redis: RedisGroup) -> Process | None:
+    """The naming server that runs the background jobs."""
+    found = redis.primary().ask("GET", "dcs:{main}:leader")
+    return next((naming for naming in cluster.namings if f":{naming.pid}:" in found), None)
+
+
+@pytest.mark.long
+def test_a_leader_that_slept_through_the_end_of_its_lease_does_nothing_more(
+    replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
+) -> None:
+    """Another runs the background jobs then; what the first one still wants to do is refused."""
+    first = wait_for(lambda: leader_of(replicated, redis), "a naming server leads", 30)
+    assert first is not None
+    first.pause()
+    wait_for(lambda: leader_of(replicated, redis) not in (None, first), "the other one leads", 30)
+    (mount.path / "unlinked").write_bytes(b"x" * 5000)
+    (mount.path / "unlinked").unlink()
+    for key in ("orphans", "condemned"):
+        wait_for(partial(is_empty, redis, key), f"{key} are gone")
+    first.resume()
+    wait_for(lambda: is_healthy(f"127.0.0.1:{first.environment['PORT']}"), "the first one is back")
+    assert leader_of(replicated, redis) not in (None, first)
+
+
 @pytest.mark.long
 def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_have(
-    replicated: Cluster, redis: RedisGroup
+    replicated: ReplicatedCluster, redis: RedisGroup
 ) -> None:
     """The old primary, a naming server and a client here; all else there. The two sides live in turns:
     the one that is stopped is, for the other, behind a cut. Here a change is made before anybody has noticed."""
@@ -218,8 +249,8 @@ def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_hav
 
 def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> None:
     """The one replica that had it died with the primary: SAFE mode, and nothing is deleted."""
-    with Cluster(0, replicated=SentinelRedis) as cluster, Ops(cluster.naming_url, cluster.secret) as ops:
-        redis = cluster.replicated
+    with ReplicatedCluster(SentinelRedis, 0) as cluster, Ops(cluster.naming_url, cluster.secret) as ops:
+        redis = cluster.redises
         ops.open_session()
         primary, (with_it, without_it) = redis.primary(), redis.replicas()
         without_it.kill()
@@ -231,21 +262,23 @@ def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> N
         with_it.start()  # Follows the new primary, and forgets.
         wait_for(lambda: cluster.status()["safe_mode"], "SAFE mode")
         assert "but change" in cluster.status()["safe_because"]
-        assert "SAFE mode, read-only" in cluster.naming.log_tail()
+        assert logs(cluster).count("SAFE mode, read-only") == 2
         assert [r and r[0] for r in ops.batch([ops.mkdir(b"more")])] == [errno.EROFS]
 
 
 @pytest.fixture(scope="module")
-def clustered() -> Iterator[Cluster]:
+def clustered() -> Iterator[ReplicatedCluster]:
     """Three nodes, two naming servers, a Redis Cluster of six."""
-    with Cluster(3, namings=2, replicated=ClusterRedis) as cluster:
+    with ReplicatedCluster(ClusterRedis) as cluster:
         cluster.mount()
         yield cluster
 
 
 @pytest.mark.long
-def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lost(clustered: Cluster) -> None:
-    (mount,), redis = clustered.mounts, clustered.replicated
+def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lost(
+    clustered: ReplicatedCluster,
+) -> None:
+    (mount,), redis = clustered.mounts, clustered.redises
     load = Load(mount.path / "master-killed")
     with load:
         wait_steps(load, 100)
@@ -264,9 +297,9 @@ def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lo
 
 
 @pytest.mark.long
-def test_a_slot_that_moves_under_load_is_a_stall(clustered: Cluster) -> None:
+def test_a_slot_that_moves_under_load_is_a_stall(clustered: ReplicatedCluster) -> None:
     """While keys are at two places no function works on half a volume; it goes on at the new master."""
-    (mount,), redis = clustered.mounts, clustered.replicated
+    (mount,), redis = clustered.mounts, clustered.redises
     assert isinstance(redis, ClusterRedis)
     load = Load(mount.path / "slot-moves")
     with load:

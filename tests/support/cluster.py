@@ -21,9 +21,10 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -123,20 +124,14 @@ def is_mounted(path: Path) -> bool:
 
 
 class Cluster:
-    def __init__(
-        self,
-        nodes: int = 3,
-        *,
-        namings: int = 1,
-        replicated: Callable[[Path], RedisGroup] | None = None,
-        **settings: str,
-    ) -> None:
-        """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on.
-        `replicated` makes several Redis processes instead of one."""
+    namings_at_start = 1
+
+    def __init__(self, nodes: int = 3, **settings: str) -> None:
+        """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on."""
         self.directory = Path(tempfile.mkdtemp(prefix="dcs-test-")).resolve()
         (self.directory / "logs").mkdir()
         self.redis_port = free_port()
-        naming_ports = [free_port() for _ in range(namings)]
+        naming_ports = [free_port() for _ in range(self.namings_at_start)]
         self.addresses = [f"127.0.0.1:{port}" for port in naming_ports]
         """Of the naming servers."""
         self.address = self.addresses[0]
@@ -156,14 +151,7 @@ class Cluster:
             timeout=CALL_SECONDS,
         )
         self.redis = self._make_redis(self.redis_port)
-        redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
-        if replicated is not None:
-            (self.directory / "replicated").mkdir()
-            self.replicated = replicated(self.directory / "replicated")
-            """Instead of `redis`."""
-            redis_url = self.replicated.url
-        self._redis_programs: list[Process] = [self.redis] if replicated is None else [*self.replicated.programs]
-        self.namings = [self._make_naming(index, port, redis_url) for index, port in enumerate(naming_ports, 1)]
+        self.namings = [self._make_naming(index, port) for index, port in enumerate(naming_ports, 1)]
         self.naming = self.namings[0]
         self.nodes: list[Node] = []
         self.mounts: list[Mount] = []
@@ -176,7 +164,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         try:
-            (self.redis if self._redis_programs == [self.redis] else self.replicated).start()
+            self._start_redis()
             for naming in self.namings:
                 naming.start(wait=False)
             for naming in self.namings:
@@ -205,13 +193,13 @@ class Cluster:
         problems: list[str] = []
         for mount in self.mounts:
             self._end_mount(mount, kill, problems)
-        for process in (*self.nodes, *self.namings, *self._redis_programs):
+        for process in (*self.nodes, *self.namings, *self._redis_programs()):
             if kill:
                 process.kill()
         for process in (
             *self.nodes,
             *self.namings,
-            *self._redis_programs,
+            *self._redis_programs(),
         ):  # Redis last: the naming server says goodbye to it.
             try:
                 process.stop()
@@ -236,7 +224,7 @@ class Cluster:
 
     def log_tails(self) -> str:
         """How every program's log ends."""
-        programs = (*self._redis_programs, *self.namings, *self.nodes, *(mount.process for mount in self.mounts))
+        programs = (*self._redis_programs(), *self.namings, *self.nodes, *(mount.process for mount in self.mounts))
         return "\n".join(f"== {program.name}\n{program.log_tail()}" for program in programs)
 
     def kill_mounts(self) -> None:
@@ -259,11 +247,20 @@ class Cluster:
         command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
         return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
 
-    def _make_naming(self, index: int, port: int, redis_url: str) -> Process:
+    def _redis_url(self) -> str:
+        return f"redis://127.0.0.1:{self.redis_port}/0"
+
+    def _redis_programs(self) -> Sequence[Process]:
+        return [self.redis]
+
+    def _start_redis(self) -> None:
+        self.redis.start()
+
+    def _make_naming(self, index: int, port: int) -> Process:
         command: list[str | Path] = [sys.executable, "-m", "servers.naming"]
         return self._process(
             "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"127.0.0.1:{port}"),
-            PORT=str(port), REDIS_URL=redis_url,
+            PORT=str(port), REDIS_URL=self._redis_url(),
         )  # fmt: skip
 
     def limit_disk(self, index: int, size: int) -> None:
@@ -423,6 +420,31 @@ class Cluster:
     def wait_clean(self, seconds: float = DRAIN_SECONDS) -> None:
         """Nothing is missing, and once what was deleted is gone no node has what metadata does not know."""
         self.dcs("fsck", "--wait", str(int(seconds)), seconds=seconds + COMMAND_SECONDS)
+
+
+class ReplicatedCluster(Cluster):
+    """With two naming servers, and several Redis processes in place of one."""
+
+    namings_at_start = 2
+
+    def __init__(self, make_redis: Callable[[Path], RedisGroup], nodes: int = 3, **settings: str) -> None:
+        self._make_group = make_redis
+        super().__init__(nodes, **settings)
+
+    def _redis_url(self) -> str:
+        return self.redises.url
+
+    @cached_property
+    def redises(self) -> RedisGroup:
+        directory = self.directory / "replicated"
+        directory.mkdir()
+        return self._make_group(directory)
+
+    def _redis_programs(self) -> Sequence[Process]:
+        return self.redises.programs
+
+    def _start_redis(self) -> None:
+        self.redises.start()
 
 
 def is_healthy(address: str) -> bool:

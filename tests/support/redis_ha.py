@@ -28,7 +28,9 @@ class RedisServer(Process):
         """The answer as redis-cli prints it; "" when there is none in time."""
         words = ["redis-cli", "-p", str(self.port), *command]
         try:
-            return subprocess.run(words, capture_output=True, text=True, timeout=ASK_SECONDS).stdout.strip()
+            return (
+                subprocess.run(words, capture_output=True, timeout=ASK_SECONDS).stdout.decode(errors="replace").strip()
+            )
         except subprocess.TimeoutExpired:
             return ""
 

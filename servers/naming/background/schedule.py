@@ -1,7 +1,8 @@
 """When the background jobs run, and on which naming server.
 
-A naming server that holds the lease `:leader` runs them; the lease ends by itself when it
-dies. A job that fails is logged and tried again at its next turn.
+A naming server that holds the lease `:leader` runs them; the lease ends by itself when it dies or
+sleeps. Each leader has an epoch of its own, in which its jobs act: Redis refuses what one of an older
+epoch still wants to do. A job that fails is logged and tried again at its next turn.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from servers.naming.keyspace import prefix
+from servers.naming.leadership import acting_epoch
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError
 
@@ -35,7 +36,7 @@ class Schedule:
         self._service = service
         self._jobs = jobs
         self._me = f"{socket.gethostname()}:{os.getpid()}:{os.urandom(8).hex()}"
-        self._key = prefix(service.settings.volume) + ":leader"
+        self._epoch = 0
         self._leads_until = 0.0
 
     async def run(self) -> None:
@@ -66,20 +67,20 @@ class Schedule:
             self._service.jobs.observe(job.name, time.monotonic() - began, failed=failed)
 
     async def _lead(self) -> bool:
-        """Whether this server leads. Asks Redis only now and then: each renewal is a synced write, and two leaders
-        do no harm, because whatever the jobs do may be done twice."""
-        store, milliseconds, now = self._service.store, int(LEADER_SECONDS * 1000), time.monotonic()
-        if now < self._leads_until:
-            return True
-        if not await store.command("SET", self._key, self._me, "NX", "PX", milliseconds):
-            if await store.command("GET", self._key) != self._me.encode():
+        """Whether this server leads. Asks Redis only now and then: each renewal is a synced write."""
+        now = time.monotonic()
+        if now >= self._leads_until:
+            acting_epoch.set(0)
+            (epoch,) = await self._service.store.ask("lead", who=self._me, ms=int(LEADER_SECONDS * 1000))
+            if not epoch:
                 return False
-            await store.command("PEXPIRE", self._key, milliseconds)
-        self._leads_until = now + LEADER_SECONDS / 2
+            if epoch != self._epoch:
+                log.info("this naming server runs the background jobs from here on, in epoch %d", epoch)
+            self._epoch, self._leads_until = epoch, now + LEADER_SECONDS / 2
+        acting_epoch.set(self._epoch)
         return True
 
     async def resign(self) -> None:
         """Lets another naming server lead at once."""
-        store = self._service.store
-        if store.connected and await store.command("GET", self._key) == self._me.encode():
-            await store.command("DEL", self._key)
+        if self._service.store.connected:
+            await self._service.store.ask("resign", who=self._me)

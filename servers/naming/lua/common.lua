@@ -30,6 +30,7 @@ local EPERM, ENOENT, EIO, E2BIG, EAGAIN, EBUSY, EEXIST, EXDEV = 1, 2, 5, 7, 11, 
 local ENOTDIR, EISDIR, EINVAL, EFBIG, ENOSPC, EROFS, EMLINK, ERANGE = 20, 21, 22, 27, 28, 30, 31, 34
 local ENAMETOOLONG, ENOTEMPTY, ENODATA, ESTALE = 36, 39, 61, 116
 local SESSION_LOST, TOO_OLD = 1000, 1001 -- not errnos; servers/client/naming.py knows them
+local NOT_LEADING = 1002 -- neither; servers/naming/redis_store.py knows it
 
 local LIMIT = {
   name = @NAME_BYTES_MAX@, path = @PATH_BYTES_MAX@, links = @LINKS_MAX@, depth = @DEPTH_MAX@, file = @FILE_BYTES_MAX@,
@@ -355,7 +356,8 @@ local function mutation(verb, options, wants, body)
   }
 end
 
--- Work of the naming server itself: no session, no op id; safe to do twice.
+-- Work of the naming server itself: no session, no op id; safe to do twice. In place of the op id background jobs
+-- send the epoch in which they lead: refused once another has led.
 -- Option: `first` may be called before the caller knows of a volume.
 local function internal(verb, options, wants, body)
   redis.register_function {
@@ -365,6 +367,7 @@ local function internal(verb, options, wants, body)
       local c = new_call(keys, argv, wants)
       if c.lost and not options.first then return pack({ EIO }) end
       if not c.a then return pack({ EINVAL }) end
+      if c.n > 0 and c.n ~= c:setting('leader_epoch') then return pack({ NOT_LEADING }) end
       local reply = body(c, c.a, argv)
       c:save()
       return pack(reply)
