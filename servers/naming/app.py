@@ -65,7 +65,8 @@ def make_app(service: Service) -> FastAPI:
         """200 while Redis answers and has the volume; 503 otherwise."""
         fault = service.store.fault
         if service.store.connected and fault is None:
-            return JSONResponse({"status": "ok"})
+            warning = service.store.warning
+            return JSONResponse({"status": "ok", **({"detail": warning} if warning else {})})
         status = "the volume is not as it was" if isinstance(fault, VolumeLost) else "redis is away"
         return JSONResponse({"status": status, "detail": str(fault or "")}, 503)
 

@@ -63,6 +63,7 @@ PASSING_ERRORS = (
 asked before it has all of it: half a volume would say that what is there is not."""
 MOVED_ERRORS = ("MOVED", "READONLY")
 """Error replies of one that is not the primary any more."""
+NO_FAILOVER = "no failover of Redis is possible: not more than half of those who decide on it answer"
 LAG_SECONDS_MAX = 2
 """A replica says every second that it is there."""
 ENOENT, ENOSPC, ESTALE = 2, 28, 116
@@ -127,6 +128,11 @@ class RedisStore:
     @property
     def deadline_seconds(self) -> float:
         return self._settings.metadata_deadline_seconds
+
+    @property
+    def warning(self) -> str:
+        """What an operator should look at though all works; "" for nothing."""
+        return "" if self._has_quorum else NO_FAILOVER
 
     async def wait_connected(self) -> None:
         await self._connected.wait()
@@ -318,7 +324,7 @@ class RedisStore:
             if self._has_quorum:
                 log.info("most of those who decide on the primary of Redis answer again")
             else:
-                log.error("no failover of Redis is possible: fewer than half of those who decide on it answer")
+                log.error(NO_FAILOVER)
         if self._primary.endpoint != before:
             log.warning("the primary of Redis is %s now, not %s", self._primary.endpoint, before)
         return self._primary.endpoint == before

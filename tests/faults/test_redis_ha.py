@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 
+import httpx
 import pytest
 
 from tests.support.cluster import Cluster, Mount, ReplicatedCluster, is_healthy
@@ -164,6 +165,9 @@ def test_without_sentinels_work_goes_on_with_an_alarm_and_without_replicas_it_en
         sentinel.kill()
     wait_for(lambda: logs(replicated).count("no failover of Redis is possible") >= 2, "both naming servers say it", 10)
     (mount.path / "without-sentinels").mkdir()
+    health = httpx.get(f"http://{replicated.address}/health", trust_env=False)
+    assert health.status_code == 200
+    assert "no failover" in health.json()["detail"]
     primary, replicas = redis.primary_by_role(), redis.servers
     for server in replicas:
         if server is not primary:
@@ -262,7 +266,7 @@ def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> N
         with_it.start()  # Follows the new primary, and forgets.
         wait_for(lambda: cluster.status()["safe_mode"], "SAFE mode")
         assert "but change" in cluster.status()["safe_because"]
-        assert logs(cluster).count("SAFE mode, read-only") == 2
+        wait_for(lambda: logs(cluster).count("SAFE mode, read-only") == 2, "both naming servers say it")
         assert [r and r[0] for r in ops.batch([ops.mkdir(b"more")])] == [errno.EROFS]
 
 
