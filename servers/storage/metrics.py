@@ -24,6 +24,7 @@ def node_metrics(node: StorageNode) -> Iterator[Metric]:
         {"damage": counts["damaged"], "read": counts["read_errors"], "sync": counts["sync_failures"]},
     )  # fmt: skip
     yield counter("dcs_node_lost_replicas", "Replicas that went away or bad without an order.", node.lost_replicas())
+    yield gauge("dcs_node_condemned_bytes", "Deleted, and kept while there is room.", node.disks.condemned_bytes())
     yield gauge("dcs_node_unsynced_extents", "Extents not yet on stable storage.", counts["unsynced"])
     yield gauge("dcs_node_open_files", "Replicas kept open for readers.", counts["open_files"])
     yield gauge("dcs_node_store_seconds", "What a store took lately, smoothed.", node.store.store_seconds)

@@ -37,9 +37,11 @@ class Snapshots:
             return
         store = self._service.store
         now_ms, seq, replicas, *known = await store.ask("snapshots")
-        if known and (now_ms - known[-1] < self._interval_ms or known[-2] == seq):
+        if known and now_ms - known[-1] < self._interval_ms:
             return
         await store.ask("snapshot", seq=seq)
+        if known and known[-2] == seq:
+            return  # Nothing has changed: the last one is as good now.
         try:
             size = await self._store_parts(seq, now_ms // 1000, replicas)
         except BaseException:

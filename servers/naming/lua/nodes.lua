@@ -107,6 +107,7 @@ end)
 read('status', {}, function(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq',
     'chunk_size', 'replicas', 'held', 'brake', 'trash_bytes')
+  local snapshot = call('ZRANGE', c.K .. ':snapshots', -1, -1, 'WITHSCORES')
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
     seq = tonumber(v[6]), safe = c.safe or '', chunk_size = tonumber(v[7]), replicas = tonumber(v[8]),
@@ -116,6 +117,8 @@ read('status', {}, function(c)
     trash = call('ZCARD', c.K .. ':trash'), trash_bytes = tonumber(v[11] or 0),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
-    garbage = call('ZCARD', c.K .. ':garbage'), held = v[9] or '', brake = v[10] or '',
+    garbage = call('ZCARD', c.K .. ':garbage'), long = call('ZCARD', c.K .. ':long'),
+    snapshot_age_s = floor((c.ms - tonumber(snapshot[2] or c.ms)) / 1000),
+    held = v[9] or '', brake = v[10] or '',
   } }
 end)
