@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.beside import KINDS, Beside, attempt, changed_times, make, rename2, wait_for_the_clock
+from tests.support.cluster import Cluster
 from tests.support.commands import opened
 from tests.support.users import ALICE, BOB, acting_as
 
@@ -218,6 +219,16 @@ def test_reads_of_an_open_file_move_its_atime(beside: Beside) -> None:
         return found
 
     beside.same(deed)
+
+
+def test_without_atime_reading_leaves_no_trace(mounted: Cluster, place: Path) -> None:
+    (place / "f").write_bytes(b"x")
+    quiet = mounted.mount("noatime", "-o", "noatime")
+    there = quiet.path / place.name
+    calls: dict[str, Callable[[], object]] = {"read": (there / "f").read_bytes, "list": lambda: os.listdir(there)}
+    for call in calls.values():
+        assert changed_times(call, f=there / "f", there=there) == {"result": "done", "f": "", "there": ""}
+    quiet.unmount()
 
 
 def test_utimensat_with_now_and_omit(beside: Beside) -> None:
