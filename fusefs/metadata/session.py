@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 NODES_SECONDS = 2.0
 """Between two looks at the table of nodes: a dead node is known soon after the naming server knows."""
 
+CLOCK_ERROR_NS = 1_000_000_000
+"""How far the clocks of a volume's machines may be apart without being wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -59,20 +62,28 @@ class Session:
 
     async def open(self) -> None:
         """Opens a session and learns the volume's facts and nodes. Raises what the calls raise."""
+        sent_ns = time.time_ns()
         number, facts = await self._metadata.ask("session_open", host=socket.gethostname(), what=self._what)
         self._metadata.begin_session(SessionNumber(number))
         self._extents = 0
-        self._learn(facts)
+        self._learn(facts, sent_ns)
         self._on_nodes(await self._naming.nodes())
 
-    def _learn(self, facts: dict[bytes, Any]) -> None:
-        self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
+    def _learn(self, facts: dict[bytes, Any], sent_ns: int) -> None:
+        """The facts were given between `sent_ns` and now: in the middle, for all we know."""
+        given_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"]
+        self._clock_offset_ns = given_ns - (sent_ns + time.time_ns()) // 2
         self.facts = Facts(facts[b"uuid"].decode(), facts[b"chunk_size"], facts[b"replicas"])
 
     def now_ns(self) -> int:
-        """The volume's time, as far as this mount knows it: nanoseconds since 1970, never going back."""
-        self._last_ns = max(self._last_ns, time.time_ns() + self._clock_offset_ns)
+        """The volume's time, as far as this mount knows it: nanoseconds since 1970, later than any it gave or saw."""
+        self._last_ns = max(self._last_ns + 1, time.time_ns() + self._clock_offset_ns)
         return self._last_ns
+
+    def saw(self, time_ns: int) -> None:
+        """The volume gave this time, so now is later; unless the clock was wrong that gave it."""
+        if self._last_ns < time_ns < time.time_ns() + self._clock_offset_ns + CLOCK_ERROR_NS:
+            self._last_ns = time_ns
 
     def new_extent(self) -> ExtentId:
         self._extents += 1
@@ -88,8 +99,9 @@ class Session:
         while True:
             await trio.sleep(SESSION_RENEW_SECONDS)
             try:
+                sent_ns = time.time_ns()
                 (facts,) = await self._metadata.ask("session_renew")
-                self._learn(facts)
+                self._learn(facts, sent_ns)
             except SessionLost:
                 await self.renew_lost()
             except DcsError as error:

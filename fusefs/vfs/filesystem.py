@@ -257,6 +257,7 @@ class Filesystem:
             self._cache.list_later(parent, trio.current_time())
 
     def _shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
+        self._session.saw(attributes.ctime_ns)
         if seconds > 0 and attributes.is_file:
             self._note_version(self._told, attributes.ino, attributes.data_version)
         inode = self._open.get(attributes.ino)
@@ -505,6 +506,7 @@ class Filesystem:
 
     def _opened(self, attributes: Attributes, rows: list[Any] | None, flags: int) -> tuple[int, bool]:
         ino = attributes.ino
+        self._session.saw(attributes.ctime_ns)
         inode = self._open.get(ino)
         if inode is None:
             inode = self._open[ino] = self._new_inode(attributes)
@@ -543,6 +545,7 @@ class Filesystem:
 
         def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
             fresh = self._cache.put(ino, blob, trio.current_time())
+            self._session.saw(fresh.ctime_ns)
             inode.learn(fresh)
             chunks.committed(before, fresh.data_version, laid)
             for table in (self._versions, self._told):
