@@ -21,6 +21,8 @@ from servers.naming.background.compaction import Compaction
 from servers.naming.background.doubts import Doubts
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
+from servers.naming.background.rebalance import Rebalance
+from servers.naming.background.repair import Repair
 from servers.naming.background.schedule import Job, Schedule
 from servers.naming.background.snapshots import Snapshots
 from servers.naming.background.trash import TrashKeeper
@@ -107,11 +109,16 @@ def _status_of(error: DcsError) -> int:
 
 def _jobs(service: Service) -> list[Job]:
     pace = service.settings.background_interval_seconds
+    repair = Repair(service)
     return [
         Job("expiry", pace, lambda: expire_sessions(service)),
         Job("reap", pace, lambda: reap(service)),
         Job("delete", pace, lambda: delete_condemned(service)),
         Job("doubts", pace, Doubts(service).run),
+        Job("repair", pace, repair.run),
+        Job("survey", pace, repair.survey),
+        Job("dropped", pace, repair.delete_dropped),
+        Job("rebalance", service.settings.rebalance_interval_seconds, Rebalance(service, repair).run),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
         Job("trash", max(1.0, pace), TrashKeeper(service).run),
         Job("snapshots", min(60.0, service.settings.snapshot_interval_seconds or 60.0), Snapshots(service).run),

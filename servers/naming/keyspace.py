@@ -42,7 +42,13 @@ Redis Cluster that moves the slot lets no function see half a volume.
     :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then
     :trash_from             hash    inode -> {parent, name, ...}            the same inodes; lua/trash.lua
     :snapshots              zset    change number by when it was taken, ms  their parts are on storage nodes
-    :thin                   set     extents with too few replicas           a map shows them
+    :thin                   set     extents with too few replicas           a map shows them; right for files that
+                                                                            are not in :recount
+    :recount                hash    inode -> the change that asked for      a file, or gone
+                                    another number of copies
+    :dropped                zset    extent + node that is not to have it    no map lists that node for it
+                                    any more, by due ms
+    :survey                 string  what the leader knows of the replicas   only told, never decided from
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again
     :node_facts             hash    node number -> start, held, lost, JSON  what the node said last of itself

@@ -15,7 +15,7 @@ from importlib.resources import files
 
 from servers.protocol import limits
 
-_FIRST = ("common.lua", "chunks.lua", "open.lua")
+_FIRST = ("common.lua", "chunks.lua", "open.lua", "repair.lua")
 
 
 @dataclass(frozen=True)

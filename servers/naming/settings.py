@@ -50,6 +50,13 @@ class NamingSettings(BaseSettings):
     compaction_bytes_per_second: float = Field(16 * MIB, gt=0)
     """Written by compaction, all copies counted."""
     background_interval_seconds: float = Field(1, gt=0)
+    repair_wait_seconds: float = Field(60, ge=0)
+    """A dead node may come back for so long before its copies are made elsewhere; for the last copy nobody waits."""
+    drain_grace_seconds: float = Field(35, ge=0)
+    """An upload that began before a node was drained may be committed so much later."""
+    survey_interval_seconds: float = Field(3600, gt=0)
+    """All files are looked at when the nodes change, and this often."""
+    rebalance_interval_seconds: float = Field(60, gt=0)
     metadata_deadline_seconds: float = Field(30, gt=0)
     """How long a call waits for Redis before it fails."""
     accept_data_loss: bool = False

@@ -96,6 +96,9 @@ class Replicator:
 
     async def _copy(self, copy: Copy, outcome: Outcome) -> None:
         async with self._places:
+            if (await self._in_thread(self._verified_length, copy.extent) or -1) >= copy.length:
+                outcome.stored.append(copy.extent)
+                return
             reasons = []
             for source in copy.sources:
                 try:
@@ -132,7 +135,7 @@ class Replicator:
             self._store.verify(self._store.open(extent))
         except ExtentMissing:
             return None
-        except ExtentDamaged:
+        except (ExtentDamaged, OSError):
             return -1
         return length
 

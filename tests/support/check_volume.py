@@ -79,7 +79,7 @@ class _Checker:
     def _check_keys(self) -> None:
         known = re.compile(
             r"volume|sessions|orphans|purge|condemned|condemned_nodes|collected|garbage|long|snapshots|trash|trash_from"
-            r"|thin|damaged|nodes|node_numbers|node_facts|doubted|draining|log|leader"
+            r"|thin|recount|dropped|survey|damaged|nodes|node_numbers|node_facts|doubted|draining|log|leader"
             r"|[idnmao]:[1-9][0-9]*|t:[1-9][0-9]*:[1-9][0-9]*|(x|s|so|op):[1-9][0-9]*"
         )
         for suffix in self.suffixes:
@@ -202,10 +202,20 @@ class _Checker:
         self._expect(not self.condemned & owners.keys(), f"condemned and shown: {self.condemned & owners.keys()}")
         thin: set[ExtentId] = set()
         for suffix, chunks in self.maps.items():
+            if self.redis.hexists(f"{self.key}:recount", suffix.split(":")[1]):
+                continue
             inode = self.inodes.get(int(suffix.split(":")[1]))
             replicas = inode.replicas if inode is not None else self._number("replicas")
             thin |= {s.extent for segments in chunks.values() for s in segments if len(s.nodes) < replicas}
-        self._equal({ExtentId(e) for e in self.redis.smembers(f"{self.key}:thin")}, thin & owners.keys(), "thin")
+        recounted = {e for e, (ino, _) in owners.items() if not self.redis.hexists(f"{self.key}:recount", ino)}
+        known = {ExtentId(e) for e in self.redis.smembers(f"{self.key}:thin")}
+        self._equal(known & recounted, thin & recounted, "thin")
+        self._expect(known <= owners.keys(), f"thin and not shown: {known - owners.keys()}")
+        maps = [chunks for suffix, chunks in self.maps.items() if suffix.startswith("m")]
+        listed = {(s.extent, n) for chunks in maps for c in chunks.values() for s in c for n in s.nodes}
+        dropped = self.redis.zrange(f"{self.key}:dropped", 0, -1)
+        both = listed & {(ExtentId(d[:16]), int.from_bytes(d[16:], "big")) for d in dropped}
+        self._expect(not both, f"to be deleted where they are said to be: {both}")
         damaged = {ExtentId(field[:16]) for field in self.redis.hkeys(f"{self.key}:damaged")}
         self._expect(damaged <= owners.keys(), f"damaged and not shown: {damaged - owners.keys()}")
 

@@ -56,7 +56,7 @@ async def delete_condemned(service: Service) -> None:
         for extent, numbers in pending.items():
             for number in numbers:
                 by_node.setdefault(number, []).append(extent)
-        answers = await asyncio.gather(*(_delete_on(service, nodes.get(n), wanted) for n, wanted in by_node.items()))
+        answers = await asyncio.gather(*(delete_on(service, nodes.get(n), wanted) for n, wanted in by_node.items()))
         for number, gone in zip(by_node, answers, strict=True):
             for extent in gone:
                 pending[extent].discard(number)
@@ -66,7 +66,7 @@ async def delete_condemned(service: Service) -> None:
         )
 
 
-async def _delete_on(service: Service, node: NodeView | None, extents: list[ExtentId]) -> set[ExtentId]:
+async def delete_on(service: Service, node: NodeView | None, extents: list[ExtentId]) -> set[ExtentId]:
     """Those that are certainly not on the node any more."""
     if node is None or node.state == "dead":
         return set()

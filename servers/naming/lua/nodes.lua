@@ -116,6 +116,8 @@ read('status', {}, function(c)
     stubs = call('ZCOUNT', c.K .. ':orphans', text(c.ms + c:setting('orphan_grace_ms') + 1), '+inf'),
     trash = call('ZCARD', c.K .. ':trash'), trash_bytes = tonumber(v[11] or 0),
     purging = call('ZCARD', c.K .. ':purge'), deletions_pending = call('ZCARD', c.K .. ':condemned'),
+    recounting = call('HLEN', c.K .. ':recount'), dropped = call('ZCARD', c.K .. ':dropped'),
+    survey = call('GET', c.K .. ':survey') or '',
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
     garbage = call('ZCARD', c.K .. ':garbage'), long = call('ZCARD', c.K .. ':long'),
     snapshot_age_s = floor((c.ms - tonumber(snapshot[2] or c.ms)) / 1000),

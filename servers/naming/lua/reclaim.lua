@@ -11,6 +11,7 @@ local function forget_inode(c, ino)
   call('DEL', c.K .. ':i:' .. ino, c.K .. ':a:' .. ino, c.K .. ':d:' .. ino, c.K .. ':n:' .. ino)
   call('ZREM', c.K .. ':orphans', ino)
   if inode and not is(inode[MODE], S_IFDIR) then c:out_of_trash(ino) end
+  call('HDEL', c.K .. ':recount', ino)
   if call('EXISTS', c.K .. ':m:' .. ino) == 1 then call('ZADD', c.K .. ':purge', text(c.ms), 'm:' .. ino) end
 end
 

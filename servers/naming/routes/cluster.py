@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Literal
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, HTTPException
+import msgpack
+from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel, Field
 
 from servers.naming.membership import CALM_SECONDS
@@ -20,7 +21,7 @@ from servers.protocol.placement import NodeView, cluster_space
 
 log = logging.getLogger(__name__)
 
-EXDEV = 18
+ENOENT, EXDEV = 2, 18
 
 
 class Registration(NodeFacts):
@@ -61,6 +62,9 @@ class Node(BaseModel):
     space: str
     rack: str
     draining: bool
+    """It is being emptied, and takes nothing new."""
+    drained: bool
+    """It holds nothing any more that anybody needs: it may be switched off."""
     in_doubt: bool
     """It may have lost replicas and is being asked for each."""
     store_ms: int
@@ -70,6 +74,26 @@ class Node(BaseModel):
 
 class Nodes(BaseModel):
     nodes: list[Node]
+
+
+class RepairState(BaseModel):
+    by_danger: dict[str, int] = {}
+    """How many extents have so many good copies left, and fewer than they should."""
+    paused: bool = False
+    """So many nodes vanished together that only last copies are copied."""
+    surveying: bool = False
+    """All files are being looked at; what is counted is not yet all there is."""
+    recounting: int = 0
+    """Files that another number of copies is asked for, and that were not looked at since."""
+    dropped: int = 0
+    """Copies that are not wanted any more and wait to be deleted."""
+    draining: dict[str, int | None] = {}
+    """By node, how many extents were still on it at the last look; null before the first."""
+    copies: int = 0
+    copied_bytes: int = 0
+    drops: int = 0
+    failures: int = 0
+    """Counted by the naming server that leads since it started."""
 
 
 class Status(BaseModel):
@@ -86,6 +110,7 @@ class Status(BaseModel):
     under_replicated: int
     missing: int
     damaged: int
+    repair: RepairState
     deletions_pending: int
     garbage: int
     """Extents found on nodes that no file shows and no session will commit; deleted after their grace."""
@@ -135,21 +160,50 @@ def cluster_routes(service: Service) -> APIRouter:
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
         """All storage nodes ever seen, with their state by their heartbeats."""
-        return Nodes(nodes=_nodes(await service.nodes(), read_facts(await store.ask("facts"))))
+        views, known = await service.nodes(), read_facts(await store.ask("facts"))
+        (held,) = await store.ask("status")
+        return Nodes(nodes=_nodes(views, known, _survey(held).get("drained", ())))
+
+    @routes.post(NODES_PATH + "/{node}/drain", responses=refusals(404))
+    async def drain(node: Annotated[int, Path(ge=1, lt=65536)]) -> dict[str, bool]:
+        """The node takes nothing new from now on, and what it has is copied elsewhere."""
+        await _set_draining(node, True)
+        return {"draining": True}
+
+    @routes.delete(NODES_PATH + "/{node}/drain", responses=refusals(404))
+    async def undrain(node: Annotated[int, Path(ge=1, lt=65536)]) -> dict[str, bool]:
+        """The node is one like any other again."""
+        await _set_draining(node, False)
+        return {"draining": False}
+
+    async def _set_draining(node: int, wish: bool) -> None:
+        try:
+            await store.ask("drain", node=node, drain=wish)
+        except Refused as error:
+            if error.errno != ENOENT:
+                raise
+            raise HTTPException(404, f"there is no node {node}: `dcs nodes` shows those that there are") from error
 
     @routes.get("/v1/status")
     async def status() -> Status:
         views, known = await service.nodes(), read_facts(await store.ask("facts"))
         (held,) = await store.ask("status")
         v = {name.decode(): value for name, value in held.items()}
-        space = cluster_space(views)
+        space, survey = cluster_space(views), _survey(held)
         return Status(
-            nodes=_nodes(views, known), volume=v["uuid"].decode(), redis="ok", safe_mode=bool(v["safe"]),
-            safe_because=v["safe"].decode(), deletions_held=v["held"].decode(), garbage_brake=v["brake"].decode(),
-            missing=0, total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
+            nodes=_nodes(views, known, survey.get("drained", ())), volume=v["uuid"].decode(), redis="ok",
+            safe_mode=bool(v["safe"]), safe_because=v["safe"].decode(), deletions_held=v["held"].decode(),
+            garbage_brake=v["brake"].decode(),
+            under_replicated=max(v["under_replicated"], survey.get("under_replicated", 0)),
+            missing=survey.get("missing", 0),
+            repair=RepairState(
+                recounting=v["recounting"], dropped=v["dropped"],
+                **{name: survey[name] for name in RepairState.model_fields if name in survey},
+            ),
+            total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
-                "files", "directories", "extents", "bytes", "sessions", "under_replicated", "damaged",
+                "files", "directories", "extents", "bytes", "sessions", "damaged",
                 "deletions_pending", "garbage", "orphans", "trash", "trash_bytes", "purging",
             )},
         )  # fmt: skip
@@ -157,13 +211,19 @@ def cluster_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _nodes(views: Iterable[NodeView], known: Mapping[NodeNumber, Known]) -> list[Node]:
+def _survey(held: dict[bytes, Any]) -> dict[str, Any]:  # Any: what msgpack gives.
+    """What the naming server that leads has found out of the replicas; see background/repair.py."""
+    return msgpack.unpackb(held[b"survey"]) if held[b"survey"] else {}
+
+
+def _nodes(views: Iterable[NodeView], known: Mapping[NodeNumber, Known], drained: Collection[int]) -> list[Node]:
     rows = []
     for view in views:
         row = known.get(view.number, Known())
         rows.append(
             Node(
-                id=view.number, **vars(view), in_doubt=row.in_doubt, store_ms=row.facts.store_ms, disks=row.facts.disks
+                id=view.number, **vars(view), drained=view.draining and view.number in drained, in_doubt=row.in_doubt,
+                store_ms=row.facts.store_ms, disks=row.facts.disks,
             )
         )
     return rows

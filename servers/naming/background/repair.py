@@ -1,0 +1,480 @@
+"""Copies that are missing are made, those that are too many or bad are taken away.
+
+    look: thin and damaged extents, files asked for in other numbers, and, when the nodes have
+          changed, all files by and by (`survey`)
+    decide: repair_plan
+    do: the target fetches the extent from another node; only when it has it on stable storage
+        does the map say so, in one step that fails if the extent was moved or let go meanwhile
+
+What was copied for nothing is deleted, after the grace, by `delete_dropped`. All that is known
+here is found again after a restart. Two naming servers may do this at once: each move in the
+map is checked against what it was decided from.
+
+`Repair` is one loop's; its methods run as jobs of the schedule, which take turns at every await.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgpack
+
+from servers.client.storage import WantedCopy
+from servers.naming.background.garbage import delete_on
+from servers.naming.background.repair_plan import (
+    Copy,
+    Drop,
+    Held,
+    Load,
+    Outlook,
+    Plan,
+    Replica,
+    Step,
+    good_copies,
+    lacking,
+    look_out,
+    repair_plan,
+)
+from servers.naming.membership import Member
+from servers.naming.service import Service
+from servers.protocol.errors import AccessDenied, DcsError, NodeFailed, TryAgain
+from servers.protocol.ids import ExtentId, NodeNumber, extent_text
+from servers.protocol.naming_api import pack_nodes, unpack_nodes
+from servers.protocol.placement import NodeView
+
+log = logging.getLogger(__name__)
+
+LISTEN_SECONDS = 6.0
+"""Heartbeats come every 2 s: who was not heard after this is away."""
+RUN_SECONDS = 5.0
+"""A turn of the job; the next one looks at the nodes anew."""
+LISTED_PER_TURN = 256
+QUEUE_MAX = 20_000
+"""More are found by the next survey."""
+PLANNED_AT_ONCE = 512
+COPIES_PER_NODE = 64
+BYTES_PER_NODE = 64 * 1024 * 1024
+"""What a round asks of a node."""
+MOVES_PER_CALL = 32
+ORDER_SECONDS = 60.0
+ORDER_BYTES_PER_SECOND_MIN = 1e6
+REFUSED_SECONDS = 60.0
+SURVEY_COUNT = 256
+"""Keys a survey looks at in one call, which holds Redis for half a millisecond."""
+SURVEY_SHARE = 0.1
+"""Of the time, at most, that a survey keeps Redis busy."""
+DELETIONS_PER_TURN = 1024
+COPIES_LEFT_MIN = 2
+"""A surplus copy is deleted only while so many others can be reached, or all of fewer."""
+RETRY_SECONDS = 10.0
+MOVED = 1
+UNSEEN = Outlook({}, frozenset(), frozenset(), frozenset(), is_paused=False)
+
+
+@dataclass
+class Survey:
+    """One walk over all files."""
+
+    signature: tuple[object, ...]
+    began_at: float
+    ended_at: float = 0.0
+    cursor: bytes = b"0"
+    on_nodes: dict[NodeNumber, int] = field(default_factory=dict)
+    """Extents found on nodes that are being emptied."""
+    unreadable: int = 0
+    """Extents of which no good copy is known."""
+    surplus: int = 0
+    overflowed: bool = False
+
+
+class Repair:
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._outlook = UNSEEN
+        self._draining: dict[NodeNumber, float] = {}
+        self._listening_since = time.monotonic()
+        self._queue: dict[ExtentId, Held] = {}
+        self._idle: dict[ExtentId, Held] = {}
+        """Nothing can be done for them while the nodes are as they are."""
+        self._damaged: set[Replica] = set()
+        self._refused: dict[Replica, float] = {}
+        self._signature: tuple[object, ...] = ()
+        self._survey: Survey | None = None
+        self._surveyed: Survey | None = None
+        self._drained: set[NodeNumber] = set()
+        self._thin_cursor = self._damaged_cursor = b"0"
+        self._damaged_seen: set[Replica] = set()
+        self._told: bytes = b""
+        self.copies = self.copied_bytes = self.drops = self.failures = 0
+
+    @property
+    def outlook(self) -> Outlook | None:
+        """The nodes as they were at the last look; None before there was one, and while something is to be repaired."""
+        return None if self._queue or self._outlook is UNSEEN else self._outlook
+
+    @property
+    def damaged(self) -> Collection[Replica]:
+        return self._damaged
+
+    # The jobs.
+
+    async def run(self) -> None:
+        """Looks, and does what is to be done, for a turn."""
+        try:
+            if await self._look():
+                await self._repair(time.monotonic() + RUN_SECONDS)
+                await self._tell()
+        except DcsError:
+            self._listening_since = time.monotonic()  # Nor could the nodes be heard, perhaps.
+            raise
+
+    async def _repair(self, until: float) -> None:
+        waiting = deque(sorted(self._queue.values(), key=self._danger))
+        while waiting and time.monotonic() < until:
+            some = [waiting.popleft() for _ in range(min(len(waiting), PLANNED_AT_ONCE))]
+            plan = self._plan([held for held in some if self._queue.get(held.extent) is held])
+            waiting.extendleft(reversed(plan.later))
+            if plan.steps:
+                await self._perform(plan.steps)
+            await asyncio.sleep(0)
+
+    async def survey(self) -> None:
+        """Walks over all files when the nodes have changed, and now and then; a part of it in each turn."""
+        began = time.monotonic()
+        if self._outlook is UNSEEN or self._service.store.fault is not None:
+            return
+        while time.monotonic() - began < RUN_SECONDS and (survey := self._due_survey()) is not None:
+            await self._survey_step(survey, self._outlook)
+
+    async def delete_dropped(self) -> None:
+        """Has the nodes delete copies that are not said to be there any more, after the grace."""
+        while rows := await self._service.store.ask("dropped", count=DELETIONS_PER_TURN):
+            views = {view.number: view for view in await self._service.nodes()}
+            by_node: dict[NodeNumber, list[ExtentId]] = {}
+            left = []
+            for replica, nodes in zip(rows[::2], rows[1::2], strict=True):
+                number = NodeNumber(int.from_bytes(replica[16:], "big"))
+                others = unpack_nodes(nodes)
+                alive = sum(n in views and views[n].state == "alive" for n in others)
+                if alive < min(len(others), COPIES_LEFT_MIN):
+                    left.append(replica)  # It may be needed again: not now.
+                else:
+                    by_node.setdefault(number, []).append(ExtentId(replica[:16]))
+            gone = await asyncio.gather(*(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items()))
+            done = [e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents]
+            left += [r for r in rows[::2] if r not in set(done) and r not in set(left)]
+            await self._service.store.ask("dropped_done", gone=done, left=left, retry_ms=int(RETRY_SECONDS * 1000))
+
+    # Looking.
+
+    async def _look(self) -> bool:
+        """The nodes as they are now, and what is known to be wrong. False while that cannot be told yet."""
+        members, now = await self._service.members(), time.monotonic()
+        if self._service.store.fault is not None:
+            self._listening_since = now
+        if now - self._listening_since < LISTEN_SECONDS:
+            return False
+        self._note(members, now - self._listening_since)
+        await self._take_damaged()
+        await self._take_thin()
+        await self._take_recounted()
+        refused = {replica: until for replica, until in self._refused.items() if until > now}
+        if len(refused) < len(self._refused):
+            self._try_again()
+        self._refused = refused
+        return True
+
+    def _try_again(self) -> None:
+        """What could not be done before may be possible now."""
+        self._queue.update(self._idle)
+        self._idle.clear()
+
+    def _note(self, members: Sequence[Member], observed: float) -> None:
+        wait = self._service.settings.repair_wait_seconds
+        outlook = look_out(members, self._service.patience, wait, observed)
+        if outlook.is_paused and not self._outlook.is_paused:
+            log.warning("many storage nodes vanished together: only last copies are copied for now")
+        self._outlook = outlook
+        self._draining = {m.view.number: m.draining_seconds for m in members if m.view.draining}
+        self._drained &= self._draining.keys()
+        takers = frozenset(view.number for view in outlook.takers)
+        signature = (outlook.staying, outlook.awaited, outlook.draining, outlook.readable, takers)
+        if signature != self._signature:
+            self._signature = signature
+            self._try_again()
+
+    async def _take_thin(self) -> None:
+        self._thin_cursor, rows = await self._service.store.ask("thin", cursor=self._thin_cursor, count=LISTED_PER_TURN)
+        self.take(held_of(rows))
+
+    async def _take_damaged(self) -> None:
+        self._damaged_cursor, replicas, rows = await self._service.store.ask(
+            "wounded", cursor=self._damaged_cursor, count=LISTED_PER_TURN
+        )
+        found = {(ExtentId(r[:16]), NodeNumber(int.from_bytes(r[16:], "big"))) for r in replicas}
+        self._damaged |= found
+        self._damaged_seen |= found
+        if self._damaged_cursor == b"0":  # All were seen: the others are healed, or gone.
+            self._damaged, self._damaged_seen = self._damaged_seen, set()
+        for held in held_of(rows):
+            self._idle.pop(held.extent, None)
+            self.take([held])
+
+    async def _take_recounted(self) -> None:
+        """Files that are asked for in another number of copies than before."""
+        store = self._service.store
+        rows = await store.ask("recount", count=LISTED_PER_TURN)
+        for ino, change in zip(rows[::2], rows[1::2], strict=True):
+            cursor = b"0"
+            while True:
+                cursor, found = await store.ask(
+                    "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
+                )
+                for held in held_of(found):
+                    self._idle.pop(held.extent, None)
+                    self.take([held])
+                if cursor == b"0":
+                    break
+
+    def take(self, found: Iterable[Held]) -> bool:
+        """Queues what may have to be repaired. False when there was no room for all of it."""
+        for held in found:
+            known = self._idle.get(held.extent)
+            if known is not None and known.nodes == held.nodes and known.target == held.target:
+                continue
+            if len(self._queue) + len(self._idle) >= QUEUE_MAX and held.extent not in self._queue:
+                return False
+            self._idle.pop(held.extent, None)
+            self._queue[held.extent] = held
+        return True
+
+    # Walking over all files.
+
+    def _due_survey(self) -> Survey | None:
+        """The walk to go on with, or a new one; None when there is no need for one now."""
+        if self._survey is not None and self._survey.signature == self._signature:
+            return self._survey
+        last, now = self._surveyed, time.monotonic()
+        if last is None or last.signature != self._signature:
+            is_due = True
+        elif last.overflowed or self._draining.keys() - self._drained:
+            is_due = not self._queue and now - last.ended_at > max(2.0, last.ended_at - last.began_at)
+        else:
+            is_due = now - last.ended_at > self._service.settings.survey_interval_seconds
+        self._survey = Survey(self._signature, now) if is_due else None
+        return self._survey
+
+    async def _survey_step(self, survey: Survey, outlook: Outlook) -> None:
+        wanted = {
+            "count": SURVEY_COUNT,
+            "settled": pack_nodes(sorted(outlook.staying)),
+            "leaving": pack_nodes(sorted(outlook.draining)),
+        }
+        survey.cursor, later, rows = await self._gently("survey", cursor=survey.cursor, **wanted)
+        self._judge(survey, outlook, held_of(rows))
+        for ino in later:
+            cursor = b"0"
+            while True:
+                cursor, rows = await self._gently("survey_file", ino=ino, cursor=cursor, **wanted)
+                self._judge(survey, outlook, held_of(rows))
+                if cursor == b"0":
+                    break
+        if survey.cursor == b"0":
+            survey.ended_at = time.monotonic()
+            self._surveyed, self._survey = survey, None
+            self._note_drained(survey)
+
+    async def _gently(self, verb: str, **arguments: Any) -> list[Any]:
+        """As `ask`, followed by a rest that leaves Redis to others for most of the time."""
+        began = time.monotonic()
+        reply = await self._service.store.ask(verb, **arguments)
+        await asyncio.sleep((time.monotonic() - began) * (1 / SURVEY_SHARE - 1))
+        return reply
+
+    def _judge(self, survey: Survey, outlook: Outlook, found: Sequence[Held]) -> None:
+        for held in found:
+            survey.unreadable += not good_copies(held, outlook, self._damaged)
+            survey.surplus += lacking(held, outlook, self._damaged) < 0
+            for number in held.nodes:
+                if number in outlook.draining:
+                    survey.on_nodes[number] = survey.on_nodes.get(number, 0) + 1
+        if not self.take(found):
+            survey.overflowed = True
+
+    def _note_drained(self, survey: Survey) -> None:
+        """A node is empty when a whole walk, begun when nobody could still be storing there, found nothing on it."""
+        took = time.monotonic() - survey.began_at
+        for number, seconds in self._draining.items():
+            settled = seconds - took >= self._service.settings.drain_grace_seconds
+            if settled and not survey.on_nodes.get(number) and number not in self._drained:
+                log.info("node %d is drained: it may be switched off", number)
+                self._drained.add(number)
+            elif survey.on_nodes.get(number):
+                self._drained.discard(number)
+
+    # Doing.
+
+    def _danger(self, held: Held) -> int:
+        return len(good_copies(held, self._outlook, self._damaged))
+
+    def _plan(self, some: Iterable[Held]) -> Plan:
+        load = Load(COPIES_PER_NODE, BYTES_PER_NODE)
+        plan = repair_plan(some, self._outlook, self._damaged, load, self._service.chance, self._refused)
+        for held in plan.idle:
+            del self._queue[held.extent]
+            if self._is_lacking(held):
+                self._idle[held.extent] = held
+        return plan
+
+    def _is_lacking(self, held: Held) -> bool:
+        hurt = any((held.extent, n) in self._damaged for n in held.nodes)
+        leaves = any(n in self._outlook.draining for n in held.nodes)
+        return hurt or leaves or lacking(held, self._outlook, self._damaged) != 0
+
+    async def _perform(self, steps: Iterable[Step]) -> None:
+        copies: dict[NodeNumber, list[Copy]] = {}
+        drops: list[Drop] = []
+        for step in steps:
+            if isinstance(step, Copy):
+                copies.setdefault(step.to.number, []).append(step)
+            else:
+                drops.append(step)
+        await asyncio.gather(*(self.copy_to(batch[0].to, batch) for batch in copies.values()), self._drop(drops))
+
+    async def copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
+        """The node fetches what it is to have; then the map says so."""
+        views = {view.address: view.number for copy in batch for view in copy.sources}
+        wanted = [WantedCopy(c.held.extent, c.held.length, [v.address for v in c.sources]) for c in batch]
+        size = sum(copy.held.length for copy in batch)
+        try:
+            done = await self._service.storage.copy(
+                to.address, wanted, node=to.uuid, deadline_seconds=ORDER_SECONDS + size / ORDER_BYTES_PER_SECOND_MIN
+            )
+        except (TryAgain, NodeFailed, AccessDenied) as error:
+            log.info("node %d does not fetch copies now: %s", to.number, error)
+            self._refuse(copy for copy in batch)
+            return
+        for extent, source, why in done.damaged:
+            if source in views:
+                await self._report_damage(extent, views[source], why)
+        stored = [copy for copy in batch if copy.held.extent in done.stored]
+        self._refuse(copy for copy in batch if copy.held.extent not in done.stored)
+        self.copies += len(stored)
+        self.copied_bytes += sum(copy.held.length for copy in stored)
+        again = [(copy.held.extent, to.number) for copy in stored if copy.in_place]
+        if again:
+            await self._service.store.ask("mended", replicas=[e + pack_nodes([n]) for e, n in again])
+            self._damaged.difference_update(again)
+        await self._move([(c.held, (*c.held.nodes, to.number)) for c in stored if not c.in_place])
+        for copy in stored:
+            if copy.in_place:
+                self._queue.pop(copy.held.extent, None)
+
+    def _refuse(self, copies: Iterable[Copy]) -> None:
+        until = time.monotonic() + REFUSED_SECONDS
+        for copy in copies:
+            self.failures += 1
+            self._refused[copy.held.extent, copy.to.number] = until
+
+    async def _drop(self, drops: Sequence[Drop]) -> None:
+        """Copies that are not wanted any more leave the map, once those that stay were read and found good."""
+        if not drops:
+            return
+        by_node: dict[NodeNumber, tuple[NodeView, list[ExtentId]]] = {}
+        for drop in drops:
+            for view in drop.kept:
+                by_node.setdefault(view.number, (view, []))[1].append(drop.held.extent)
+        answers = await asyncio.gather(*(self._verify(view, extents) for view, extents in by_node.values()))
+        lengths: dict[NodeNumber, dict[ExtentId, int | None]] = dict(zip(by_node, answers, strict=True))
+        moves = []
+        for drop in drops:
+            extent, is_good = drop.held.extent, True
+            for view in drop.kept:
+                if extent not in lengths[view.number]:
+                    is_good = False  # It could not be asked.
+                elif (lengths[view.number][extent] or -1) < drop.held.length:
+                    is_good = False
+                    await self._report_damage(extent, view.number, "found bad before a surplus copy was dropped")
+            if is_good:
+                moves.append((drop.held, tuple(n for n in drop.held.nodes if n != drop.node)))
+            else:
+                self._idle[extent] = self._queue.pop(extent, drop.held)
+        self.drops += len(moves)
+        await self._move(moves)
+
+    async def _verify(self, view: NodeView, extents: list[ExtentId]) -> dict[ExtentId, int | None]:
+        try:
+            return await self._service.storage.check(
+                view.address, extents, data=True, deadline_seconds=ORDER_SECONDS + BYTES_PER_NODE / 1e6
+            )
+        except (TryAgain, NodeFailed, AccessDenied) as error:
+            log.info("node %d cannot be asked now: %s", view.number, error)
+            return {}
+
+    async def _report_damage(self, extent: ExtentId, number: NodeNumber, why: str) -> None:
+        log.warning("the copy of %s on node %d is of no use: %s", extent_text(extent), number, why)
+        self._damaged.add((extent, number))
+        await self._service.store.ask("damage", extent=extent, node=number, why=why[:200].encode())
+
+    async def _move(self, moves: Sequence[tuple[Held, tuple[NodeNumber, ...]]]) -> None:
+        """The map says where the extents lie now; what was moved is looked at again."""
+        grace_ms = int(self._service.settings.condemned_grace_seconds * 1000)
+        for first in range(0, len(moves), MOVES_PER_CALL):
+            part = moves[first : first + MOVES_PER_CALL]
+            flat = [x for held, after in part for x in (held.extent, pack_nodes(held.nodes), pack_nodes(after))]
+            results = await self._service.store.ask("relocate", moves=flat, grace_ms=grace_ms)
+            for (held, after), result in zip(part, results, strict=True):
+                self._queue.pop(held.extent, None)
+                if result == MOVED:
+                    moved = replace(held, nodes=after)
+                    if self._is_lacking(moved):
+                        self._queue[held.extent] = moved
+
+    # Telling.
+
+    async def _tell(self) -> None:
+        by_danger: dict[str, int] = {}
+        missing = lacks = 0
+        for held in (*self._queue.values(), *self._idle.values()):
+            good = len(good_copies(held, self._outlook, self._damaged))
+            if lacking(held, self._outlook, self._damaged) > 0:
+                lacks += 1
+                missing += not good
+                if good:
+                    by_danger[str(good)] = by_danger.get(str(good), 0) + 1
+        survey = self._surveyed
+        if survey is not None and survey.overflowed:
+            missing = max(missing, survey.unreadable)
+        found: dict[str, Any] = {  # Any: what msgpack takes.
+            "under_replicated": lacks,
+            "missing": missing,
+            "by_danger": by_danger,
+            "paused": self._outlook.is_paused,
+            "surveying": self._survey is not None,
+            "drained": sorted(self._drained),
+            "draining": {str(n): survey.on_nodes.get(n, 0) if survey else None for n in sorted(self._draining)},
+            "copies": self.copies,
+            "copied_bytes": self.copied_bytes,
+            "drops": self.drops,
+            "failures": self.failures,
+        }
+        packed: bytes = msgpack.packb(found)
+        if packed != self._told:
+            await self._service.store.ask("note_survey", found=packed)
+            self._told = packed
+
+
+def held_of(rows: Sequence[Any]) -> list[Held]:
+    """The rows that lua/repair.lua gives; an extent that several chunks show is there once, with the longest part."""
+    found: dict[ExtentId, Held] = {}
+    for extent, nodes, length, target in zip(rows[::4], rows[1::4], rows[2::4], rows[3::4], strict=True):
+        known = found.get(extent)
+        longest = max(length, known.length) if known else length
+        found[ExtentId(extent)] = Held(ExtentId(extent), unpack_nodes(nodes), longest, target)
+    return list(found.values())

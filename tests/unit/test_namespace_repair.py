@@ -1,0 +1,180 @@
+"""Extents with too few, too many or misplaced replicas are found, and moved in one checked step."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from servers.naming.background.repair import held_of
+from servers.naming.background.repair_plan import Held
+from servers.protocol.ids import ExtentId, NodeNumber
+from servers.protocol.naming_api import pack_nodes
+from tests.support.volume import Session, Volume
+
+
+def nodes(*numbers: int) -> tuple[NodeNumber, ...]:
+    return tuple(NodeNumber(n) for n in numbers)
+
+
+def walk(volume: Volume, settled: Sequence[int], leaving: Sequence[int] = (), count: int = 10) -> list[Held]:
+    """A whole survey, big files too."""
+    wanted: dict[str, Any] = {"settled": pack_nodes(nodes(*settled)), "leaving": pack_nodes(nodes(*leaving))}
+    found: list[Any] = []
+    cursor = b"0"
+    while True:
+        cursor, later, rows = volume.call("survey", cursor=cursor, count=count, **wanted)
+        found += rows
+        for ino in later:
+            inner = b"0"
+            while True:
+                inner, rows = volume.call("survey_file", ino=ino, cursor=inner, count=count, **wanted)
+                found += rows
+                if inner == b"0":
+                    break
+        if cursor == b"0":
+            return held_of(found)
+
+
+def relocate(volume: Volume, *moves: tuple[ExtentId, tuple[int, ...], tuple[int, ...]], grace_ms: int = 0) -> list[int]:
+    flat = [part for e, before, after in moves for part in (e, pack_nodes(nodes(*before)), pack_nodes(nodes(*after)))]
+    results: list[int] = volume.call("relocate", moves=flat, grace_ms=grace_ms)
+    return results
+
+
+def dropped(volume: Volume) -> dict[tuple[ExtentId, int], bytes]:
+    rows = volume.call("dropped", count=1000)
+    return {(ExtentId(r[:16]), r[17]): n for r, n in zip(rows[::2], rows[1::2], strict=True)}
+
+
+def test_a_survey_finds_what_is_not_as_it_should_be(volume: Volume, session: Session) -> None:
+    """Copies on nodes that are away, on nodes that are being emptied, too few of them and too many."""
+    places = {b"good": (1, 2, 3), b"away": (1, 2, 9), b"leaving": (1, 2, 4), b"few": (1, 2), b"many": (1, 2, 3, 5)}
+    placed = {name: session.segment(0, 10, nodes(*where)) for name, where in places.items()}
+    for name, segment in placed.items():
+        session.commit(session.create(1, name).ino, {0: [segment]})
+    found = {held.extent: held for held in walk(volume, (1, 2, 3, 4, 5), leaving=(4,))}
+    assert found.keys() == {placed[name].extent for name in (b"away", b"leaving", b"few", b"many")}
+    assert found[placed[b"away"].extent] == Held(placed[b"away"].extent, nodes(1, 2, 9), 10, 3)
+    assert len(walk(volume, (9,))) == 5
+
+
+def test_a_survey_sees_large_files_and_extents_that_many_chunks_show(make_volume: Any) -> None:
+    volume = make_volume(CHUNKS_PER_CALL_MAX=8)
+    session = volume.session()
+    large = session.create(1, b"large")
+    for index in range(20):
+        session.commit(large.ino, {index: [session.segment(0, 100, nodes(1, 2))]})
+    spread = session.create(1, b"spread")
+    session.append(spread.ino, (session.new_extent(), 3 * 1024), nodes=nodes(1, 2))
+    found = walk(volume, (1, 2, 3))
+    assert len(found) == 21
+    assert max(held.length for held in found) == 3 * 1024
+
+
+def test_a_move_changes_every_chunk_that_shows_the_extent(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    extent = session.new_extent()
+    session.append(made.ino, (extent, 2500), nodes=nodes(1, 2))
+    assert volume.status()["under_replicated"] == 1
+    assert relocate(volume, (extent, (1, 2), (1, 2, 4))) == [1]
+    assert {s.nodes for segments in volume.chunks(made.ino).values() for s in segments} == {nodes(1, 2, 4)}
+    assert volume.status()["under_replicated"] == 0
+    assert relocate(volume, (extent, (1, 2, 4), (2, 4))) == [1]
+    assert volume.status()["under_replicated"] == 1
+    assert dropped(volume) == {(extent, 1): pack_nodes(nodes(2, 4))}
+
+
+def test_a_move_that_was_decided_from_an_older_state_changes_nothing(volume: Volume, session: Session) -> None:
+    """What was copied for it is deleted, unless it is there by now."""
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10)
+    session.commit(made.ino, {0: [segment]})
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [1]
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 5)), (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [
+        0,
+        0,
+    ]
+    assert relocate(volume, (segment.extent, (1, 2, 3), (2, 3))) == [0]
+    assert volume.chunks(made.ino)[0][0].nodes == nodes(1, 2, 3, 4)
+    assert dropped(volume) == {(segment.extent, 5): pack_nodes(nodes(1, 2, 3, 4))}
+
+
+def test_a_copy_of_what_was_deleted_meanwhile_is_deleted(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10)
+    session.commit(made.ino, {0: [segment]})
+    session.setattr(made.ino, size=0)
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [2]
+    assert dropped(volume) == {(segment.extent, 4): b""}
+    volume.call("dropped_done", gone=[segment.extent + pack_nodes(nodes(4))], left=[], retry_ms=0)
+    assert dropped(volume) == {}
+
+
+def test_what_is_being_deleted_on_a_node_does_not_come_back_there(volume: Volume, session: Session) -> None:
+    """Until it is certainly gone: the order to delete it may be on its way."""
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10, nodes(1, 2, 3, 4))
+    session.commit(made.ino, {0: [segment]})
+    relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3)))
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [0]
+    replica = segment.extent + pack_nodes(nodes(4))
+    volume.call("dropped_done", gone=[], left=[replica], retry_ms=60_000)
+    assert dropped(volume) == {}
+    assert volume.status()["dropped"] == 1
+    volume.call("dropped_done", gone=[replica], left=[], retry_ms=0)
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [1]
+
+
+def test_a_copy_is_kept_that_a_file_says_to_be_there_after_all(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10, nodes(1, 2, 3, 4))
+    session.commit(made.ino, {0: [segment]})
+    volume.client.zadd(f"{volume.key}:dropped", {segment.extent + pack_nodes(nodes(4)): 1})
+    assert dropped(volume) == {}
+    assert volume.status()["dropped"] == 0
+
+
+def test_nothing_moves_and_nothing_is_dropped_in_safe_mode(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10, nodes(1, 2, 3, 4))
+    session.commit(made.ino, {0: [segment]})
+    relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3)))
+    volume.client.hset(f"{volume.key}:volume", "safe", "a test")
+    move = [segment.extent, pack_nodes(nodes(1, 2, 3)), pack_nodes(nodes(2, 3))]
+    assert volume.errno("relocate", moves=move, grace_ms=0) == errno.EROFS
+    assert dropped(volume) == {}
+    volume.client.hdel(f"{volume.key}:volume", "safe")
+
+
+@pytest.mark.parametrize(
+    "moves", [[b"short", b"\0\1", b"\0\1"], [b"x" * 16, b"\0\1", b""], [b"x" * 16, b"\0\1"], [1, 2, 3]]
+)
+def test_moves_that_make_no_sense_are_refused(volume: Volume, moves: list[Any]) -> None:
+    assert volume.errno("relocate", moves=moves, grace_ms=0) == errno.EINVAL
+
+
+def test_thin_and_damaged_extents_are_listed_with_where_they_are(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    thin, good = session.segment(0, 10, nodes(1, 2)), session.segment(10, 20)
+    session.commit(made.ino, {0: [thin, good]})
+    cursor, rows = volume.call("thin", cursor=b"0", count=100)
+    assert (cursor, held_of(rows)) == (b"0", [Held(thin.extent, nodes(1, 2), 10, 3)])
+    assert volume.call("damage", extent=good.extent, node=2, why=b"sum") == [1]
+    assert volume.call("damage", extent=good.extent, node=7, why=b"it is not said to be there") == [0]
+    cursor, replicas, rows = volume.call("wounded", cursor=b"0", count=100)
+    assert (cursor, replicas) == (b"0", [good.extent + pack_nodes(nodes(2))])
+    assert held_of(rows) == [Held(good.extent, nodes(1, 2, 3), 20, 3)]
+    volume.call("mended", replicas=replicas)
+    assert volume.status()["damaged"] == 0
+
+
+def test_what_leaves_a_node_is_not_damaged_there_any_more(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10, nodes(1, 2, 3, 4))
+    session.commit(made.ino, {0: [segment]})
+    volume.call("damage", extent=segment.extent, node=4, why=b"sum")
+    relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3)))
+    assert volume.status()["damaged"] == 0
