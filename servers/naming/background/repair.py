@@ -166,7 +166,9 @@ class Repair:
                     left.append(replica)  # It may be needed again: not now.
                 else:
                     by_node.setdefault(number, []).append(ExtentId(replica[:16]))
-            gone = await asyncio.gather(*(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items()))
+            gone = await asyncio.gather(
+                *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
+            )
             done = [e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents]
             left += [r for r in rows[::2] if r not in set(done) and r not in set(left)]
             await self._service.store.ask("dropped_done", gone=done, left=left, retry_ms=int(RETRY_SECONDS * 1000))
