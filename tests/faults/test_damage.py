@@ -1,4 +1,4 @@
-"""Replicas that are damaged on the disk: right bytes or EIO, never wrong bytes, and the damage is counted."""
+"""Replicas that are damaged on the disk: right bytes or EIO, never wrong bytes; damage is counted, and repaired."""
 
 from __future__ import annotations
 
@@ -49,22 +49,17 @@ def content(mounted: Cluster, mount: Mount, request: pytest.FixtureRequest) -> I
     (mount.path / "victim").unlink()
 
 
-def damaged_nodes(cluster: Cluster, extent: str) -> set[int]:
-    """The nodes whose replica of the extent was reported; the status counts them too."""
-    reported = [row for row in cluster.rest("GET", "/v1/damage").json()["damaged"] if row["extent"] == extent]
-    assert cluster.status()["damaged"] >= len(reported)
-    return {row["node"] for row in reported}
-
-
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
-def test_a_damaged_replica_is_not_believed_and_counted(
+def test_a_damaged_replica_is_not_believed_and_is_repaired(
     mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
 ) -> None:
     # A new mount asks the first of the nodes first.
+    met = mounted.damage_met()
     replica = mounted.replicas_of("/victim")[0]
     hurt(mounted, replica)
     assert (mount.path / "victim").read_bytes() == content
-    wait_for(lambda: damaged_nodes(mounted, replica.extent) == {replica.node}, "the damage is counted")
+    wait_for(lambda: mounted.damage_met() > met, "the damage is counted")
+    mounted.wait_whole("/victim")
 
 
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
@@ -93,5 +88,6 @@ def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
         with refused(errno.EIO):
             os.pread(descriptor, 65536, SIZE // 2 if hurt is truncate else 65536)
     everywhere = {replica.node for replica in replicas}
-    wait_for(lambda: damaged_nodes(mounted, replicas[0].extent) == everywhere, "the damage is counted")
+    wait_for(lambda: mounted.damaged_nodes(replicas[0].extent) == everywhere, "the damage is counted")
+    wait_for(lambda: mounted.status()["missing"] > 0, "it is known that nothing good is left")
     mounted.dcs("fsck", "--data", expect=1)

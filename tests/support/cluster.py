@@ -417,6 +417,29 @@ class Cluster:
 
     # Judging.
 
+    def damaged_nodes(self, extent: str) -> set[int]:
+        """The nodes whose replica of the extent is known to be damaged; the status counts them too."""
+        reported = [row for row in self.rest("GET", "/v1/damage").json()["damaged"] if row["extent"] == extent]
+        assert self.status()["damaged"] >= len(reported)
+        return {row["node"] for row in reported}
+
+    def damage_met(self) -> int:
+        """Grows with each damaged replica that is reported, whether it is repaired by now or not."""
+        status = self.status()
+        return int(status["damaged"] + status["repair"]["copies"])
+
+    def states_of(self, name: str | bytes) -> list[list[str]]:
+        """Of each extent of the file, what became of its replicas: ok, damaged, missing or unknown."""
+        chunks = self.dcs_json("explain", name)["chunks"]
+        return [[r["state"] for r in segment["replicas"]] for chunk in chunks for segment in chunk["segments"]]
+
+    def wait_whole(self, name: str | bytes, copies: int = 3, seconds: float = 60) -> None:
+        """Every extent of the file has so many good replicas, and no other."""
+        wait_for(
+            lambda: all(states == ["ok"] * copies for states in self.states_of(name)),
+            f"all of {name!r} has {copies} good copies", seconds,
+        )  # fmt: skip
+
     def wait_clean(self, seconds: float = DRAIN_SECONDS) -> None:
         """Nothing is missing, and once what was deleted is gone no node has what metadata does not know."""
         self.dcs("fsck", "--wait", str(int(seconds)), seconds=seconds + COMMAND_SECONDS)
