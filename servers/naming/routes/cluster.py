@@ -222,8 +222,12 @@ def _nodes(views: Iterable[NodeView], known: Mapping[NodeNumber, Known], drained
         row = known.get(view.number, Known())
         rows.append(
             Node(
-                id=view.number, **vars(view), drained=view.draining and view.number in drained, in_doubt=row.in_doubt,
-                store_ms=row.facts.store_ms, disks=row.facts.disks,
+                id=view.number,
+                **vars(view),
+                drained=view.draining and view.number in drained,
+                in_doubt=row.in_doubt,
+                store_ms=row.facts.store_ms,
+                disks=row.facts.disks,
             )
         )
     return rows
