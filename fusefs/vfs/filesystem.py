@@ -37,7 +37,13 @@ from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import InodeNumber, NodeNumber
 from servers.protocol.limits import FILE_BYTES_MAX, KIB, NAME_BYTES_MAX
-from servers.protocol.naming_api import RENAME_EXCHANGE, Attributes, pack_time
+from servers.protocol.naming_api import (
+    CHUNK_SIZE_ATTRIBUTE,
+    RENAME_EXCHANGE,
+    REPLICAS_ATTRIBUTE,
+    Attributes,
+    pack_time,
+)
 from servers.protocol.placement import Space, cluster_space
 
 log = logging.getLogger(__name__)
@@ -423,7 +429,13 @@ class Filesystem:
         inode = self._open.get(ino)
         if name == CAPABILITY and inode is not None and inode.attributes.xattrs == 0:
             raise Refused(ENODATA)  # The kernel asks before every write(2): what was known at the open will do.
-        if (await self.getattr(ino)).attributes.xattrs == 0:
+        attributes = (await self.getattr(ino)).attributes
+        if attributes.is_file or attributes.is_directory:
+            if name == REPLICAS_ATTRIBUTE:
+                return b"%d" % attributes.replicas
+            if name == CHUNK_SIZE_ATTRIBUTE:
+                return b"%d" % attributes.chunk_size
+        if attributes.xattrs == 0:
             raise Refused(ENODATA)
         value: bytes = (await self._ask("getxattr", ino=ino, name=name))[0]
         return value

@@ -39,6 +39,10 @@ async def explain(connection: Connection, path: bytes) -> Json:
         "stored_bytes": attributes.stored_bytes,
         "chunk_size": attributes.chunk_size,
         "replicas_wanted": attributes.replicas,
+        "replicas_good": min(
+            (sum(r["state"] == "ok" for r in s["replicas"]) for chunk in chunks for s in chunk["segments"]),
+            default=None,
+        ),
         "chunks": chunks,
     }
 

@@ -29,6 +29,8 @@ CHUNK_BYTES_DEFAULT = 8 * MIB
 BLOCK_BYTES = 64 * KIB
 """The unit that one CRC32C covers; reads are verified in whole blocks."""
 
+REPLICAS_MAX = 16
+"""Copies of each extent that can be asked for."""
 CHUNKS_PER_CALL_MAX = 256
 """Chunks that one metadata operation may touch, so that no call holds Redis for long."""
 SEGMENTS_PER_COMMIT_MAX = 16_384

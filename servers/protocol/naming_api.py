@@ -46,6 +46,9 @@ MOUNT_VERBS = READS | MUTATIONS | SESSION_VERBS
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+REPLICAS_ATTRIBUTE = b"user.dcs.replicas"
+CHUNK_SIZE_ATTRIBUTE = b"user.dcs.chunk_size"
+"""Extended attributes of every file and directory, as decimal text: how it, or what is made in it, is stored."""
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
 

@@ -178,3 +178,69 @@ def test_what_leaves_a_node_is_not_damaged_there_any_more(volume: Volume, sessio
     volume.call("damage", extent=segment.extent, node=4, why=b"sum")
     relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3)))
     assert volume.status()["damaged"] == 0
+
+
+def ask(session: Session, ino: int, name: bytes, value: bytes) -> int:
+    return session.errno("setxattr", ino=ino, name=name, value=value, flags=0)
+
+
+def test_copies_and_chunk_size_are_asked_for_by_attribute_and_inherited(volume: Volume, session: Session) -> None:
+    """They are always there, are not listed, and do not go away."""
+    directory = session.mkdir(1, b"d").ino
+    assert ask(session, directory, b"user.dcs.replicas", b"2") == 0
+    assert ask(session, directory, b"user.dcs.chunk_size", b"4096") == 0
+    below = session.mkdir(directory, b"e").ino
+    made = session.create(below, b"f")
+    assert (made.replicas, made.chunk_size) == (2, 4096)
+    assert volume.call("getxattr", ino=made.ino, name=b"user.dcs.replicas") == [b"2"]
+    assert volume.call("getxattr", ino=directory, name=b"user.dcs.chunk_size") == [b"4096"]
+    assert volume.call("listxattr", ino=directory) == [[]]
+    assert session.errno("removexattr", ino=directory, name=b"user.dcs.replicas") == errno.EPERM
+    assert ask(session, made.ino, b"user.dcs.chunk_size", b"4096") == errno.EINVAL
+    for value in (b"0", b"17", b"x", b"", b"-1", b"2.0", b"99999999999999999999"):
+        assert ask(session, directory, b"user.dcs.replicas", value) == errno.EINVAL
+    for value in (b"1000", b"512", b"134217728"):
+        assert ask(session, directory, b"user.dcs.chunk_size", value) == errno.EINVAL
+    link = session.symlink(1, b"l", b"d").ino
+    assert ask(session, link, b"user.dcs.replicas", b"2") == errno.EPERM
+
+
+def recount(volume: Volume) -> list[Held]:
+    found: list[Any] = []
+    rows = volume.call("recount", count=100)
+    for ino, change in zip(rows[::2], rows[1::2], strict=True):
+        cursor = b"0"
+        while True:
+            cursor, more = volume.call("recount_file", ino=ino, cursor=cursor, count=10, change=change)
+            found += more
+            if cursor == b"0":
+                break
+    return held_of(found)
+
+
+def test_a_file_asked_for_in_other_numbers_is_recounted(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    segments = {index: [session.segment(0, 1024)] for index in range(5)}
+    session.commit(made.ino, segments)
+    assert ask(session, made.ino, b"user.dcs.replicas", b"4") == 0
+    assert volume.status()["recounting"] == 1
+    assert {held.target for held in recount(volume)} == {4}
+    assert (volume.status()["recounting"], volume.status()["under_replicated"]) == (0, 5)
+    ask(session, made.ino, b"user.dcs.replicas", b"2")
+    assert len(recount(volume)) == 5
+    assert volume.status()["under_replicated"] == 0
+    ask(session, made.ino, b"user.dcs.replicas", b"3")
+    session.unlink(1, b"f")
+    session.call("release", ino=made.ino)
+    volume.reclaim()
+    assert volume.status()["recounting"] == 0
+
+
+def test_a_file_that_is_published_has_what_its_directory_asks_for(volume: Volume, session: Session) -> None:
+    directory = session.mkdir(1, b"d").ino
+    ask(session, directory, b"user.dcs.replicas", b"2")
+    ino, _ = session.call("stub", mode=0o644, uid=0, gid=0)
+    session.commit(ino, {0: [session.segment(0, 10)]})
+    session.call("publish", ino=ino, parent=directory, name=b"f", size=10, overwrite=False)
+    assert volume.attributes(ino).replicas == 2
+    assert [held.target for held in recount(volume)] == [2]

@@ -23,6 +23,7 @@ from servers.admin.watching import show_again
 from servers.protocol.errors import TryAgain, Unavailable
 
 FINDINGS_SHOWN = 20
+DRAIN_LOOK_SECONDS = 1.0
 OK = "ok"
 """What a naming server says of itself when all is well."""
 
@@ -60,6 +61,7 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "extents", f"{s['extents']}, each on {s['replication_factor']} nodes; {human_bytes(s['chunk_size'])} chunks"
     wrong = [f"{s[key]} {key.replace('_', ' ')}" for key in ("under_replicated", "missing", "damaged") if s[key]]
     yield "replicas", ", ".join(wrong) or "all there, as far as is known"
+    yield "repair", _repair(s["repair"])
     yield "deletions pending", f"{s['deletions_pending']} condemned, {s['garbage']} garbage"
     if s["deletions_held"]:
         yield "deletions held", f"{s['deletions_held']}; dcs gc --resume lets them go on"
@@ -95,12 +97,67 @@ def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
     headings = ("node", "address", "state", "used", "free", "total", "disks", "rack", "uuid")
     cells = (
         (
-            row["id"], row["address"], row["state"], human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
+            row["id"], row["address"], _state(row), human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
             human_bytes(row["total_bytes"]), disk_states(row["disks"]), row["rack"] or "-", row["uuid"],
         )
         for row in rows
     )  # fmt: skip
     print_table(headings, cells, numbers=("node", "used", "free", "total"))
+
+
+def _state(row: dict[str, Any]) -> str:
+    drain = "drained" if row["drained"] else "draining" if row["draining"] else ""
+    return ", ".join(filter(None, (row["state"], drain)))
+
+
+def _repair(r: dict[str, Any]) -> str:
+    """What repair has before it, the most endangered first."""
+    said = [f"{count} extents with {left} good copies left" for left, count in sorted(r["by_danger"].items())]
+    if r["recounting"]:
+        said.append(f"{r['recounting']} files asked for in another number of copies")
+    if r["dropped"]:
+        said.append(f"{r['dropped']} surplus copies to be deleted")
+    said += [f"{left} extents left on draining node {node}" for node, left in r["draining"].items() if left]
+    if r["paused"]:
+        said.append("many nodes vanished together: only last copies are copied for now")
+    return "; ".join(said) or "nothing to do"
+
+
+def drain(
+    ctx: typer.Context,
+    node: Annotated[int, typer.Argument(min=1, max=65535, help="Its number, as `dcs nodes` shows it.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Return when it may be switched off.")] = False,
+) -> None:
+    """Empty a storage node: it takes nothing new, and what it has is copied to others.
+
+    `dcs nodes` tells when it is drained and may be switched off.
+    """
+
+    async def work(connection: Connection) -> None:
+        await connection.naming.json("POST", f"/v1/nodes/{node}/drain")
+        while wait and not await _is_drained(connection, node):  # noqa: ASYNC110  The fact is on another machine.
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+
+    run(naming_urls(ctx), work)
+    typer.echo(f"node {node} is drained: it may be switched off" if wait else f"node {node} is being drained")
+
+
+async def _is_drained(connection: Connection, node: int) -> bool:
+    rows = (await connection.naming.json("GET", "/v1/nodes"))["nodes"]
+    return any(row["id"] == node and row["drained"] for row in rows)
+
+
+def undrain(
+    ctx: typer.Context,
+    node: Annotated[int, typer.Argument(min=1, max=65535, help="Its number, as `dcs nodes` shows it.")],
+) -> None:
+    """Let a storage node that was drained take new copies again."""
+
+    async def work(connection: Connection) -> None:
+        await connection.naming.json("DELETE", f"/v1/nodes/{node}/drain")
+
+    run(naming_urls(ctx), work)
+    typer.echo(f"node {node} is one like any other again")
 
 
 def explain(ctx: typer.Context, path: Name, json: Json = False) -> None:

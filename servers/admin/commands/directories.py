@@ -13,8 +13,9 @@ from servers.admin.commands.options import Json, Name, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.output import print_facts, print_json, print_table, shown_mode, shown_time
 from servers.admin.runner import run
+from servers.protocol.limits import REPLICAS_MAX
 from servers.protocol.names import escape
-from servers.protocol.naming_api import Attributes
+from servers.protocol.naming_api import REPLICAS_ATTRIBUTE, Attributes
 
 Entry = tuple[bytes, Attributes]
 
@@ -122,3 +123,34 @@ def mv(
             await tree.move(connection, session, os.fsencode(source), os.fsencode(target), replace=not no_clobber)
 
     run(naming_urls(ctx), work)
+
+
+def setrep(
+    ctx: typer.Context,
+    copies: Annotated[int, typer.Argument(min=1, max=REPLICAS_MAX, metavar="N", help="So many copies.")],
+    path: Name,
+    recursive: Annotated[bool, typer.Option("-R", help="All that is below it, too.")] = False,
+) -> None:
+    """Ask for another number of copies: of a file, in the background; of what will be made in a directory.
+
+    The same as `setfattr -n user.dcs.replicas -v N` in a mount. `dcs explain` shows what is asked for and what
+    is there.
+    """
+    raw = os.fsencode(path)
+
+    async def work(connection: Connection) -> int:
+        count = 0
+        async with connection.session("dcs setrep") as session:
+            waiting = [(raw, await tree.resolve(connection, raw))]
+            while waiting:
+                name, attributes = waiting.pop()
+                if attributes.is_file or attributes.is_directory:
+                    value = str(copies).encode()
+                    await session.change("setxattr", ino=attributes.ino, name=REPLICAS_ATTRIBUTE, value=value, flags=0)
+                    count += 1
+                if attributes.is_directory and recursive:
+                    async for child, found in tree.list_directory(connection, name):
+                        waiting.append((name + b"/" + child, found))
+        return count
+
+    typer.echo(f"{run(naming_urls(ctx), work)} asked for in {copies} copies")

@@ -37,7 +37,7 @@ local LIMIT = {
   xattr_name = @XATTR_NAME_BYTES_MAX@, xattr_value = @XATTR_VALUE_BYTES_MAX@, xattr_total = @XATTR_TOTAL_BYTES_MAX@,
   chunks = @CHUNKS_PER_CALL_MAX@, names = @NAMES_PER_CALL_MAX@, window = @OP_WINDOW@, extents = @EXTENTS_PER_CALL_MAX@,
   chunk_low = @CHUNK_BYTES_MIN@, chunk_high = @CHUNK_BYTES_MAX@, segments = @SEGMENTS_PER_COMMIT_MAX@,
-  appended = @APPENDED_CHUNKS_MAX@, listed = @LISTED_CHUNKS_MAX@, let_go = @LET_GO_AT_ONCE_MAX@,
+  appended = @APPENDED_CHUNKS_MAX@, replicas = @REPLICAS_MAX@, listed = @LISTED_CHUNKS_MAX@, let_go = @LET_GO_AT_ONCE_MAX@,
   trash = @TRASH_FILES_MAX@, long = @LONG_SEGMENTS_MIN@, very_long = @VERY_LONG_SEGMENTS_MIN@,
 }
 local LOG_ENTRIES = 100000 -- how much of the change log Redis keeps

@@ -49,6 +49,7 @@ mutation('publish', {}, WANTS, function(c, a)
     c:unlinked(target)
   end
   inode[NLINK], inode[SIZE] = 1, a.size
+  if inode[REPLICAS] ~= directory[REPLICAS] then c:ask_copies(a.ino, inode, directory[REPLICAS]) end
   c:touch(inode)
   c:keep(a.ino)
   c:close(a.ino)
