@@ -1,9 +1,11 @@
 """The replicas on this node's disks: stored, read, deleted, listed.
 
-A store writes a temporary file, syncs it if asked, renames it without replacing, syncs the
-directory if asked. So a name below `extents/` is always a whole file as far as the disk kept
-what it was given, and after a power failure the footer tells whether it did. A replica that is
-found damaged is read again, and if that was no accident, set aside.
+A store writes a temporary file, renames it without replacing and, if asked, syncs the file, then
+the directory. So a name below `extents/` is always a whole file as far as the disk kept what it was
+given, and after a power failure the footer tells whether it did. The file is synced under its new
+name because ext4 and xfs then bring file and name to the disk in one journal commit, not two; the
+directory's own fsync, which finds nothing left there, keeps the promise on any file system.
+A replica that is found damaged is read again, and if that was no accident, set aside.
 
 Called by the routes and the syncer; knows nothing of HTTP. Every method may be called from any
 thread and blocks for the disk, but those that say otherwise. `_lock` guards what is counted and
@@ -129,7 +131,7 @@ class ExtentStore:
         disk.make_room(size)
         try:
             with disk.holdings.changing(extent):
-                file = self._put(disk, extent, body, packed, sync)
+                file = self._put(disk, extent, body, packed)
                 disk.holdings.add(extent, size)
         except OSError as error:
             disk.health.note(error)
@@ -141,15 +143,15 @@ class ExtentStore:
             raise
         self._keep(disk, footer, file, size)
         if sync:
-            self._sync_name(disk, extent)
+            self._sync_stored(disk, extent, file)
         else:
             self._sync_later(disk, extent, file)
         return True
 
-    def _put(self, disk: Disk, extent: ExtentId, body: Buffer, packed: bytes, sync: bool) -> OpenFile:
+    def _put(self, disk: Disk, extent: ExtentId, body: Buffer, packed: bytes) -> OpenFile:
         tmp = disk.directory.new_tmp_path(extent)
         try:
-            file = self._write(tmp, body, packed, sync)
+            file = self._write(tmp, body, packed)
             rename_if_absent(tmp, disk.directory.path(extent))
         except OSError:
             with suppress(OSError):
@@ -157,16 +159,10 @@ class ExtentStore:
             raise
         return file
 
-    def _write(self, tmp: str, body: Buffer, packed: bytes, sync: bool) -> OpenFile:
+    def _write(self, tmp: str, body: Buffer, packed: bytes) -> OpenFile:
         file = OpenFile(os.open(tmp, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         done = write_around_cache(file.fd, body) if len(body) >= AROUND_CACHE_BYTES_MIN else 0
         write_all(file.fd, (memoryview(body)[done:], packed))
-        if sync:
-            try:
-                os.fdatasync(file.fd)
-            except OSError:
-                self.count(sync_failures=1)
-                raise
         return file
 
     def _had_already(self, footer: Footer, sync: bool) -> bool:
@@ -198,28 +194,26 @@ class ExtentStore:
 
     def _sync_later(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
         with self._lock:
-            crowded = len(self._unsynced) >= self._unsynced_files_max
+            crowded = self.is_crowded()
             self._unsynced[extent] = Unsynced(extent, disk, file, time.monotonic())
         if crowded:  # The syncer does not keep up: be as slow as the disk.
             self._sync_stored(disk, extent, file)
             with self._lock:
                 self._unsynced.pop(extent, None)
 
+    def is_crowded(self) -> bool:
+        """Whether so much waits for the syncer that a store has to sync for itself. Does not block."""
+        return len(self._unsynced) >= self._unsynced_files_max
+
     def _sync_stored(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
         try:
-            os.fdatasync(file.fd)
-        except OSError as error:
-            disk.health.note(error)
-            self.drop_unsyncable(extent)
-            raise
-        self._sync_name(disk, extent)
-
-    def _sync_name(self, disk: Disk, extent: ExtentId) -> None:
-        try:
+            os.fsync(file.fd)
             sync_directory(disk.directory.bucket(extent))
         except OSError as error:
             disk.health.note(error)
             self.drop_unsyncable(extent)
+            if error.errno in NO_ROOM:
+                raise NodeFull("no room on the disk") from error
             raise
 
     # Reading. The data is not compared with its sums: the reader does that.

@@ -24,8 +24,8 @@ STEPS = {
     "when the temporary file is made": (TMP, "openat", LARGE),
     "in the middle of the data": (TMP, "write", LARGE),
     "before the footer": (TMP, "writev", LARGE),
-    "before the data is synced": (TMP, "fdatasync", LARGE),
     "before the rename": (TMP, "renameat2", SMALL),
+    "before the data is synced": (f"{BUCKET}/1-1", "fsync", LARGE),
     "before the name is synced": (BUCKET, "fsync", SMALL),
 }
 
@@ -63,7 +63,7 @@ def test_a_crash_inside_a_store_leaves_all_or_nothing(node: StorageNode, step: s
         assert node.http.get("/v1/extents/1-1/description").json()["verified"]
     else:
         assert node.get("1-1").status_code == 404
-    assert bool(listed) == (call == "fsync"), "only the last step comes after the rename"
+    assert bool(listed) == (call == "fsync"), "only the syncs come after the rename"
     assert node.put("1-1", body, sync=True) == (200 if listed else 201)
     files = [path for path in (node.data_dir / "extents").rglob("*") if path.is_file()]
     assert node.http.get("/v1/space").json()["used_bytes"] == sum(path.stat().st_size for path in files)
@@ -77,9 +77,9 @@ def test_a_crash_inside_a_store_leaves_all_or_nothing(node: StorageNode, step: s
         (TMP, "write", "EIO", 503),
         (TMP, "writev", "ENOSPC", 507),
         (TMP, "writev", "EDQUOT", 507),
-        (TMP, "fdatasync", "EIO", 503),
-        (TMP, "fdatasync", "ENOSPC", 507),
         (TMP, "renameat2", "EIO", 503),
+        (f"{BUCKET}/1-1", "fsync", "EIO", 503),
+        (f"{BUCKET}/1-1", "fsync", "ENOSPC", 507),
         (BUCKET, "fsync", "EIO", 503),
     ],
 )

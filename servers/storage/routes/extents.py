@@ -1,7 +1,8 @@
 """PUT, GET, HEAD and DELETE of extents, and the barrier: the routes that happen per chunk.
 
-Handlers of the fast lane, offered through ASGI too. They decide what needs a thread: a store
-and a deletion take one hop, a read that the kernel has in memory takes none if it is small.
+Handlers of the fast lane, offered through ASGI too. They decide what needs a thread: a deletion and a
+store take one hop, but a small store that waits for no disk takes none, nor does a small read that the
+kernel has in memory: waking a thread costs more than what it would do.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from servers.storage.routes.refusals import REFUSALS, BadRequest, RangeNotThere,
 from servers.storage.syncer import SyncFailed
 
 READ_AT_ONCE_BYTES_MAX = 128 * KIB
+STORE_AT_ONCE_BYTES_MAX = 64 * KIB
 REPLY_MEMORY_SECONDS = 5.0
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})", re.ASCII)
 _CREATED = json_reply(201, {"stored": True})
@@ -64,7 +66,9 @@ class ExtentRoutes:
         def store() -> LaneReply:
             return _CREATED if self._store.put(extent, header, request.body, sync=sync) else _HAD
 
-        return _in_thread(self._node.writers, store)
+        if sync or len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.is_crowded():
+            return _in_thread(self._node.writers, store)
+        return _guarded(store)
 
     def get(self, request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
         """The data, or the part of it that `Range: bytes=a-b` names, with the sums of the blocks it touches."""
@@ -120,13 +124,14 @@ class ExtentRoutes:
 
 
 def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> Awaitable[LaneReply]:
-    def answer() -> LaneReply:
-        try:
-            return work()
-        except REFUSALS as error:
-            return refusal(error)
+    return asyncio.get_running_loop().run_in_executor(threads, _guarded, work)
 
-    return asyncio.get_running_loop().run_in_executor(threads, answer)
+
+def _guarded(work: Callable[[], LaneReply]) -> LaneReply:
+    try:
+        return work()
+    except REFUSALS as error:
+        return refusal(error)
 
 
 def _extent(request: LaneRequest) -> ExtentId:
