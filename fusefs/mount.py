@@ -83,8 +83,8 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         session = Session(metadata, naming, replicas.update, f"mount of {settings.mountpoint}", on_new_session)
         await _open_session(session, naming)
         extents = ExtentClient(
-            StorageClient(transport), replicas, new_id=session.new_extent, volume=session.facts.uuid,
-            report_damage=_damage_reporter(nursery, naming),
+            StorageClient(transport, transport.request_at_once), replicas, new_id=session.new_extent,
+            volume=session.facts.uuid, report_damage=_damage_reporter(nursery, naming),
             limits=Limits(min_write_replicas=settings.min_write_replicas),
         )  # fmt: skip
         filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)

@@ -15,6 +15,7 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections import deque
@@ -26,7 +27,7 @@ from trio.lowlevel import wait_readable, wait_writable
 from servers.client.answer_head import body_length, parse_head
 from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import AccessDenied, TryAgain
+from servers.protocol.errors import AccessDenied, DcsError, TryAgain
 from servers.protocol.limits import KIB, MIB
 
 CONNECTIONS_PER_ADDRESS_MAX = 16
@@ -39,6 +40,7 @@ SLOW_SECONDS = 2.0
 SLOW_BYTES = 32 * KIB
 """A body must go on by this much, or end, every SLOW_SECONDS."""
 FIRST_READ_BYTES = 64 * KIB
+LAST_LOOK_SECONDS = 0.05
 IOV_MAX = 1024
 """Pieces in one sendmsg(2); limits.h."""
 
@@ -65,11 +67,7 @@ class TrioTransport:
         deadline_seconds: float = 30.0,
     ) -> Answer:
         self._requests += 1
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
-        head = (
-            f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{self._authorization}"
-            f"content-length: {sum(map(len, body))}\r\n{more}\r\n"
-        ).encode("latin-1")
+        head = self._head(address, method, target, headers, body)
         end = trio.current_time() + deadline_seconds
         with trio.CancelScope(deadline=end) as scope:
             timer = _Timer(scope, end)
@@ -82,6 +80,57 @@ class TrioTransport:
         if answer.status == 401:
             raise AccessDenied(f"{address} does not accept this cluster's secret")
         return answer
+
+    async def request_at_once(
+        self,
+        addresses: Sequence[str],
+        method: str,
+        target: str,
+        *,
+        headers: Mapping[str, str],
+        body: Sequence[Buffer],
+        seconds: float,
+    ) -> list[Answer | DcsError | None]:
+        """As `servers.client.http.AtOnce` has it: by one task, over connections that are idle. What a socket does
+        not take whole at once is not waited for."""
+        answers: list[Answer | DcsError | None] = [None] * len(addresses)
+        asked: list[tuple[int, _Connection]] = []
+        late: list[int] = []
+        end = trio.current_time() + seconds
+        try:
+            for index, address in enumerate(addresses):
+                connection = self._idle(address)
+                if connection is not None:
+                    asked.append((index, connection))
+                    connection.send_at_once([self._head(address, method, target, headers, body), *body])
+            self._requests += len(asked)
+            for index, connection in asked:
+                # When one hangs, the answers of the others have come long since.
+                with trio.move_on_at(max(end, trio.current_time() + LAST_LOOK_SECONDS)) as scope:
+                    timer = _Timer(scope, scope.deadline)
+                    with contextlib.suppress(OSError):
+                        answers[index], connection.reusable = await connection.receive(method, timer)
+                if scope.cancelled_caught:
+                    late.append(index)
+        finally:
+            for index, connection in asked:
+                self._give_back(addresses[index], connection)
+        if len(late) < len(asked):
+            for index in late:
+                answers[index] = TryAgain(f"{addresses[index]}: waiting for the answer: timed out")
+        for index, answer in enumerate(answers):
+            if isinstance(answer, Answer) and answer.status == 401:
+                answers[index] = AccessDenied(f"{addresses[index]} does not accept this cluster's secret")
+        return answers
+
+    def _head(
+        self, address: str, method: str, target: str, headers: Mapping[str, str] | None, body: Sequence[Buffer]
+    ) -> bytes:
+        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
+        return (
+            f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{self._authorization}"
+            f"content-length: {sum(map(len, body))}\r\n{more}\r\n"
+        ).encode("latin-1")
 
     async def close(self) -> None:
         """Idle connections are closed; those in use will be when their request ends."""
@@ -97,6 +146,24 @@ class TrioTransport:
             "sent_again": self._sent_again,
             "idle_connections": sum(len(pool.idle) for pool in self._pools.values()),
         }
+
+    def _idle(self, address: str) -> _Connection | None:
+        """A connection to work with now, to be given back; None when there is none without waiting."""
+        pool = self._pools.get(address)
+        if pool is None or not pool.try_enter():
+            return None
+        connection = pool.take()
+        if connection is None:
+            pool.leave()
+        return connection
+
+    def _give_back(self, address: str, connection: _Connection) -> None:
+        pool = self._pools[address]
+        pool.leave()
+        if connection.reusable and not self._closed:
+            pool.put_back(connection)
+        else:
+            connection.sock.close()
 
     async def _exchange(
         self, address: str, method: str, request: Sequence[Buffer], timer: _Timer, first_byte_seconds: float
@@ -131,16 +198,16 @@ class TrioTransport:
         first_byte_seconds: float,
     ) -> Answer:
         """The request's answer. The connection is idle in the pool afterwards, or closed."""
-        reusable = False
+        connection.reusable = False
         try:
             timer.step = "sending the request"
             whole = await connection.send(request, timer, first_byte_seconds)
             timer.allow(first_byte_seconds, "waiting for the answer")
-            answer, reusable = await connection.receive(method, timer)
-            reusable = reusable and whole and not self._closed
+            answer, keep = await connection.receive(method, timer)
+            connection.reusable = keep and whole and not self._closed
             return answer
         finally:
-            if reusable:
+            if connection.reusable:
                 pool.put_back(connection)
             else:
                 connection.sock.close()
@@ -172,10 +239,15 @@ class _Pool:
         self.idle: deque[_Connection] = deque()
 
     async def enter(self) -> None:
+        if not self.try_enter():
+            await self._places.acquire()
+
+    def try_enter(self) -> bool:
         try:
             self._places.acquire_nowait()
         except trio.WouldBlock:
-            await self._places.acquire()
+            return False
+        return True
 
     def leave(self) -> None:
         self._places.release()
@@ -185,7 +257,7 @@ class _Pool:
         while self.idle:
             connection = self.idle.pop()
             if connection.is_quiet():
-                connection.answered = False
+                connection.answered = connection.reusable = False
                 return connection
             connection.sock.close()
         return None
@@ -198,12 +270,14 @@ class _Pool:
 
 
 class _Connection:
-    __slots__ = ("answered", "idle_since", "sock")
+    __slots__ = ("answered", "idle_since", "reusable", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.answered = False
         """Whether a byte of the present request's answer has come."""
+        self.reusable = False
+        """Whether the last answer was whole, and left the connection open."""
         self.idle_since = 0.0
 
     def is_quiet(self) -> bool:
@@ -244,6 +318,16 @@ class _Connection:
                 await wait_writable(self.sock)
         except (BrokenPipeError, ConnectionResetError):
             return False
+
+    def send_at_once(self, request: Sequence[Buffer]) -> None:
+        """Where the socket does not take all of it, no answer will come: `receive` finds the connection shut."""
+        try:
+            if self.sock.sendmsg(request) == sum(map(len, request)):
+                return
+        except OSError:
+            pass
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     async def receive(self, method: str, timer: _Timer) -> tuple[Answer, bool]:
         """The answer, and whether the connection can be used again."""

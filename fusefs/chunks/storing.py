@@ -28,8 +28,12 @@ from servers.client.storage import StorageClient
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, NodeFull, Unavailable
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
+from servers.protocol.limits import KIB
 from servers.protocol.placement import NodeView, choose_nodes
 from servers.protocol.storage_api import ExtentHeader
+
+AT_ONCE_BYTES_MAX = 64 * KIB
+"""A socket that is idle takes so much without waiting."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -68,6 +72,10 @@ class Storing:
         Raises NodeFull when space is what keeps it from enough nodes, else Unavailable at the deadline.
         """
         pause = PAUSE_SECONDS_FIRST
+        if self.length <= AT_ONCE_BYTES_MAX:
+            await self._at_once()
+            if len(self.stored) >= self.copies:
+                return tuple(self.stored)
         while True:
             self._tried = set(self.stored)
             self._errors.clear()
@@ -80,6 +88,23 @@ class Storing:
                 raise Unavailable(self._failure())
             await trio.sleep(pause)
             pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    async def _at_once(self) -> None:
+        """The first try of what is small while all is well, for less CPU: all nodes asked by one task. The rounds
+        bring what is lacking then."""
+        able = self.replicas.candidates_for_writing(self.length, trio.current_time())
+        if len(able) < self.copies:
+            return
+        nodes = choose_nodes(able, self.copies, self.length, self.chance, local=self.replicas.local)
+        results = await self.storage.put_at_once(
+            [node.address for node in nodes], self.extent, self.pieces, self.header, sync=self.sync,
+            seconds=self.limits.straggler_seconds,
+        )  # fmt: skip
+        for node, result in zip(nodes, results, strict=True):
+            if result is True:
+                self._took(node)
+            elif isinstance(result, DcsError):
+                self._refused(node, result)
 
     async def _round(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -108,19 +133,25 @@ class Storing:
                 node.address, self.extent, self.pieces, self.header, sync=self.sync,
                 deadline_seconds=self.end_at - trio.current_time(), first_byte_seconds=self.limits.silence_seconds,
             )  # fmt: skip
-        except NodeFull as error:
-            self._errors[node.number] = error
-            self.replicas.full(node.number, trio.current_time())
         except DcsError as error:  # Whatever it is, this node does not have the extent.
-            self._errors[node.number] = error
-            self.replicas.failed(node.number, trio.current_time())
+            self._refused(node, error)
         else:
-            self.stored.append(node.number)
-            self._first_stored_at = min(self._first_stored_at, trio.current_time())
-            self.replicas.answered(node.number)
+            self._took(node)
         # Not in a `finally`: what was cancelled stays, so that the round sees who was straggling.
         del self._asked_at[node.number]
         self._news.set()
+
+    def _took(self, node: NodeView) -> None:
+        self.stored.append(node.number)
+        self._first_stored_at = min(self._first_stored_at, trio.current_time())
+        self.replicas.answered(node.number)
+
+    def _refused(self, node: NodeView, error: DcsError) -> None:
+        self._errors[node.number] = error
+        if isinstance(error, NodeFull):
+            self.replicas.full(node.number, trio.current_time())
+        else:
+            self.replicas.failed(node.number, trio.current_time())
 
     def _wanted(self, now: float) -> list[NodeView]:
         """The nodes to ask now: for as many copies as nobody is working on."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import AccessDenied, TryAgain
+from servers.protocol.errors import AccessDenied, DcsError, TryAgain
 
 CONNECT_SECONDS = 1.0
 FIRST_BYTE_SECONDS = 2.0
@@ -46,6 +46,18 @@ class Transport(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class AtOnce(Protocol):
+    """The same small request to several servers, for the least CPU; what a transport may offer besides."""
+
+    async def __call__(
+        self, addresses: Sequence[str], method: str, target: str, *, headers: Mapping[str, str],
+        body: Sequence[Buffer], seconds: float,
+    ) -> list[Answer | DcsError | None]:  # fmt: skip
+        """Per address: its answer; an error where others answered and it did not within `seconds`; None where that
+        says nothing, as where no connection was at hand."""
+        ...
 
 
 class HttpxTransport:

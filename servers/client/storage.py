@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from servers.client.http import Answer, Transport
+from servers.client.http import Answer, AtOnce, Transport
 from servers.protocol.checksum import Buffer, first_damaged_block
-from servers.protocol.errors import ExtentDamaged, ExtentMissing, NodeFailed, NodeFull
+from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFailed, NodeFull
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import (
@@ -61,8 +61,9 @@ class CopyOutcome:
 class StorageClient:
     """All calls raise TryAgain when the node does not answer, NodeFailed when it refuses."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, at_once: AtOnce | None = None) -> None:
         self._transport = transport
+        self._at_once = at_once
 
     async def put(
         self,
@@ -76,13 +77,32 @@ class StorageClient:
         first_byte_seconds: float,
     ) -> None:
         """The node has the extent; with `sync`, on stable storage."""
-        target = f"{EXTENTS_PATH}{extent_text(extent)}" + ("?sync=1" if sync else "")
         answer = await self._transport.request(
-            address, "PUT", target, headers={EXTENT_HEADER: header.pack()}, body=pieces,
+            address, "PUT", _put_target(extent, sync), headers={EXTENT_HEADER: header.pack()}, body=pieces,
             deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
         )  # fmt: skip
         if answer.status not in (200, 201):
             raise _failure(address, extent, answer)
+
+    async def put_at_once(
+        self,
+        addresses: Sequence[str],
+        extent: ExtentId,
+        pieces: Sequence[Buffer],
+        header: ExtentHeader,
+        *,
+        sync: bool,
+        seconds: float,
+    ) -> list[bool | DcsError]:
+        """As `put` to each of the addresses, by one task: True where the node has the extent, False where it has to
+        be asked again, else what went wrong there. For pieces that a socket takes without waiting."""
+        if self._at_once is None:
+            return [False] * len(addresses)
+        answers = await self._at_once(
+            addresses, "PUT", _put_target(extent, sync), headers={EXTENT_HEADER: header.pack()}, body=pieces,
+            seconds=seconds,
+        )  # fmt: skip
+        return [_put_result(address, extent, answer) for address, answer in zip(addresses, answers, strict=True)]
 
     async def get(
         self,
@@ -249,7 +269,17 @@ class StorageClient:
         return reply
 
 
-def _failure(address: str, extent: ExtentId | None, answer: Answer) -> Exception:
+def _put_target(extent: ExtentId, sync: bool) -> str:
+    return f"{EXTENTS_PATH}{extent_text(extent)}" + ("?sync=1" if sync else "")
+
+
+def _put_result(address: str, extent: ExtentId, answer: Answer | DcsError | None) -> bool | DcsError:
+    if isinstance(answer, Answer):
+        return True if answer.status in (200, 201) else _failure(address, extent, answer)
+    return False if answer is None else answer
+
+
+def _failure(address: str, extent: ExtentId | None, answer: Answer) -> DcsError:
     what = f"{extent_text(extent)} on {address}" if extent is not None else address
     if answer.status == 404 and extent is not None:
         return ExtentMissing(f"{what}: not there")

@@ -23,7 +23,7 @@ class ExtentUser:
         self.damage: list[tuple[ExtentId, NodeNumber, str]] = []
         counter = itertools.count(1)
         self.client = ExtentClient(
-            StorageClient(self.transport),
+            StorageClient(self.transport, self.transport.request_at_once),
             self.replicas,
             new_id=lambda: extent_id(SessionNumber(7), next(counter)),
             volume="vol",

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -368,3 +369,51 @@ async def test_a_head_that_comes_in_crumbs_is_understood() -> None:
 
     async with transport_to(script) as (transport, server):
         assert (await transport.request(server.address, "GET", "/")).body == b"abc"
+
+
+async def test_what_is_asked_at_once_goes_over_idle_connections_and_comes_back_per_address() -> None:
+    async with transport_to(echo) as (transport, server), transport_to(echo) as (_, other):
+        addresses = [server.address, other.address]
+        assert await at_once(transport, addresses) == [None, None], "nothing is idle yet"
+        await transport.request(server.address, "GET", "/")
+        answers = await at_once(transport, addresses)
+        assert [answer and answer.body for answer in answers] == [b"small", None]
+        await transport.request(other.address, "GET", "/")
+        answers = await at_once(transport, addresses)
+        assert [answer and answer.body for answer in answers] == [b"small", b"small"]
+        assert (server.connections, other.connections) == (1, 1)
+
+
+async def test_a_server_that_hangs_among_several_is_told_from_those_that_answered() -> None:
+    def hang(peer: Peer) -> None:
+        peer.read_request()
+        peer.answer()
+        peer.wait_for_end()
+
+    async with transport_to(echo) as (transport, server), transport_to(hang) as (_, hanging):
+        for address in (server.address, hanging.address):
+            await transport.request(address, "GET", "/")
+        first, second = await at_once(transport, [hanging.address, server.address], seconds=0.3)
+        assert isinstance(first, TryAgain)
+        assert second is not None
+        assert second.body == b"small"
+        assert transport.statistics()["idle_connections"] == 1
+        await transport.request(server.address, "GET", "/")
+        assert await at_once(transport, [hanging.address], seconds=0.3) == [None], "its connection was closed"
+
+
+async def test_a_connection_that_breaks_says_nothing_of_what_was_asked_at_once() -> None:
+    def break_off(peer: Peer) -> None:
+        peer.read_request()
+        peer.answer()
+        peer.read_request()
+        peer.reset()
+
+    async with transport_to(break_off) as (transport, server):
+        await transport.request(server.address, "GET", "/")
+        assert await at_once(transport, [server.address]) == [None]
+        assert transport.statistics()["idle_connections"] == 0
+
+
+async def at_once(transport: TrioTransport, addresses: list[str], seconds: float = 5.0) -> list[Any]:
+    return await transport.request_at_once(addresses, "PUT", "/", headers={"x": "y"}, body=[b"small"], seconds=seconds)
