@@ -1,9 +1,9 @@
 """Names and attributes that were seen lately, and for how long they may still be believed.
 
 Called by the file system. Everything is counted from when the question was *sent*, so nothing
-is believed longer than `seconds`. Attributes are ordered by ctime, which never goes back: an
-older answer that arrives late is not taken. Names have no such order: an answer that was asked
-for before our own last change of that name is not taken.
+is believed longer than `seconds`. Attributes are ordered by ctime and data version, which never
+go back: an older answer that arrives late is not taken. Names have no such order: an answer that
+was asked for before our own last change of that name is not taken.
 
 A directory that was listed as a whole is `complete` for that time: a name that is not in it
 is known not to exist. Nothing here awaits.
@@ -84,7 +84,7 @@ class AttributeCache:
         known = self._inodes.get(ino)
         if known is not None and (known.until > asked_at or known.attributes is not None):
             current = self._unpacked(ino, known)
-            if current.ctime_ns > fresh.ctime_ns:
+            if current.age > fresh.age:
                 return current
         self._inodes[ino] = _Known(fresh, b"", asked_at + self.seconds)
         _bound(self._inodes)
@@ -95,7 +95,7 @@ class AttributeCache:
         if (
             known is not None
             and known.until > now
-            and self._unpacked(ino, known).ctime_ns > (unpack_attributes(ino, blob).ctime_ns)
+            and self._unpacked(ino, known).age > unpack_attributes(ino, blob).age
         ):
             return
         self._inodes[ino] = _Known(None, blob, asked_at + self.seconds)

@@ -143,10 +143,17 @@ class FileWriter:
 
     # ── writing
 
-    async def write(self, offset: int, data: Buffer, *, append_at: Callable[[], int] | None = None) -> int:
+    async def write(
+        self,
+        offset: int,
+        data: Buffer,
+        *,
+        append_at: Callable[[], int] | None = None,
+        changed_ns: Callable[[], int] = lambda: 0,
+    ) -> int:
         """Takes all of the data; it is not stored yet. `append_at`: to the end, which is there by what this mount
-        knows, once all is committed that was written otherwise. Raises Refused(EFBIG), and Unavailable when the
-        mount is full and stays so."""
+        knows, once all is committed that was written otherwise. `changed_ns`: when the inode was changed last; the
+        write is after that. Raises Refused(EFBIG), and Unavailable when the mount is full and stays so."""
         appending = append_at is not None
         await self._parts.budget.wait_for_room(len(data), FLUSH_DEADLINE_SECONDS)
         while appending != self._appending and self.is_dirty:
@@ -171,7 +178,8 @@ class FileWriter:
             if chunk.bytes == self._chunk_size or len(chunk.ranges) >= RANGES_PER_EXTENT_MAX:
                 self._seal(span.index)
         self.end = max(self.end, offset + len(data))
-        self.mtime_ns = self._parts.now_ns()
+        # This mount knows the volume's time only roughly: never as before what already happened.
+        self.mtime_ns = max(self._parts.now_ns(), changed_ns() + 1, self.mtime_ns + 1)
         return len(data)
 
     def _seal(self, index: int, *, sync: bool = False) -> None:

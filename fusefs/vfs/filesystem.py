@@ -593,7 +593,9 @@ class Filesystem:
         file = self._files[handle]
         inode = file.inode
         append_at = (lambda: inode.attributes.size) if file.append else None
-        written = await inode.writer.write(offset, data, append_at=append_at)
+        written = await inode.writer.write(
+            offset, data, append_at=append_at, changed_ns=lambda: inode.attributes.ctime_ns
+        )
         if file.sync:
             await self.fsync(handle)
         return written

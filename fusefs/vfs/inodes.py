@@ -30,7 +30,7 @@ class OpenInode:
 
     def learn(self, attributes: Attributes) -> None:
         """Attributes from the metadata; older ones than what is known are not taken."""
-        if attributes.ctime_ns >= self.attributes.ctime_ns:
+        if attributes.age >= self.attributes.age:
             self.attributes = attributes
 
     @property
@@ -48,10 +48,11 @@ class OpenInode:
         writer, known = self.writer, self.attributes
         if not writer.is_dirty:
             return known
+        is_newest = writer.mtime_ns > known.ctime_ns  # What utimensat(2) set into the future ends with a write.
         return replace(
             known,
             size=self.size,
             stored_bytes=min(self.size, known.stored_bytes + writer.bytes),
-            mtime_ns=max(known.mtime_ns, writer.mtime_ns),
+            mtime_ns=writer.mtime_ns if is_newest else max(known.mtime_ns, writer.mtime_ns),
             ctime_ns=max(known.ctime_ns, writer.mtime_ns),
         )

@@ -82,6 +82,11 @@ class Attributes:
     """A directory's parent; 0 for all else."""
 
     @property
+    def age(self) -> tuple[int, int]:
+        """Of two sightings of an inode the higher is the newer. Storing what was written moves no ctime."""
+        return self.ctime_ns, self.data_version
+
+    @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.mode)
 

@@ -167,3 +167,15 @@ async def test_what_is_discarded_while_its_upload_fails_is_not_held_for_ever() -
         writer.discard()
         go_on.set()
     assert budget.held_bytes == 0
+
+
+async def test_a_write_is_after_the_last_change_of_its_file() -> None:
+    """However much the mount's idea of the volume's time lags behind."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x", changed_ns=lambda: 10**19)
+        assert writer.mtime_ns == 10**19 + 1
+        await writer.write(1, b"y")
+        assert writer.mtime_ns == 10**19 + 2
+        writer.discard()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from servers.protocol.geometry import Segment, cut, overlay
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
 from servers.protocol.limits import FILE_BYTES_MAX
-from servers.protocol.naming_api import pack_nodes, pack_segments
+from servers.protocol.naming_api import pack_nodes, pack_segments, pack_time
 from tests.support.check_volume import check_volume
 from tests.support.volume import NODES, Session, Volume
 
@@ -432,3 +432,22 @@ def test_what_is_known_of_an_extent(volume: Volume, session: Session) -> None:
     volume.call("session_close", over.number)
     asked = [shown.extent, covered.extent, flying, left, extent_id(SessionNumber(2**63 + 5), 2**64 - 1)]
     assert volume.call("known", extents=asked) == [1, 2, 3, 0, 0]
+
+
+def test_storing_what_was_written_moves_no_time_but_to_that_of_the_write(session: Session) -> None:
+    """stat(2) has shown the write's time all the while; a chmod after it keeps its own."""
+    made = session.closed(1, b"f")
+    written_ns = made.ctime_ns + 1
+    stored = session.commit(made.ino, {0: [session.segment(0, 10)]}, mtime=pack_time(written_ns))
+    assert (stored.mtime_ns, stored.ctime_ns) == (written_ns, written_ns)
+    changed = session.setattr(made.ino, mode=0o600)
+    stored = session.commit(made.ino, {0: [session.segment(10, 10)]}, mtime=pack_time(written_ns + 1))
+    assert (stored.mtime_ns, stored.ctime_ns) == (written_ns + 1, changed.ctime_ns)
+    assert stored.age > changed.age
+
+
+def test_a_write_ends_a_time_that_was_set_into_the_future(session: Session) -> None:
+    made = session.closed(1, b"f")
+    changed = session.setattr(made.ino, mtime=[4_000_000_000, 0])
+    stored = session.commit(made.ino, {0: [session.segment(0, 10)]}, mtime=pack_time(changed.ctime_ns + 1))
+    assert stored.mtime_ns == stored.ctime_ns == changed.ctime_ns + 1

@@ -133,15 +133,21 @@ local function condemn_unused(c, unused)
   end
 end
 
--- What the writer's stat already showed, if its clock is sane; else now.
+local function set(inode, field, time) inode[field], inode[field + 1] = time[1], time[2] end
+
+-- The content changed when it was written, as the writer's stat has shown all the while, if its clock is sane:
+-- storing it is no change of its own. Where others changed the content later, it changes now.
 local function set_times(c, inode, mtime)
-  c:touch(inode)
-  if mtime and mtime ~= true and mtime[1] <= c.s + 1
-      and (mtime[1] > inode[MTIME] or (mtime[1] == inode[MTIME] and mtime[2] >= inode[MTIME + 1])) then
-    inode[MTIME], inode[MTIME + 1] = mtime[1], mtime[2]
-    if mtime[1] > inode[CTIME] or (mtime[1] == inode[CTIME] and mtime[2] > inode[CTIME + 1]) then
-      inode[CTIME], inode[CTIME + 1] = mtime[1], mtime[2]
-    end
+  local function is_before(field)
+    return mtime[1] < inode[field] or (mtime[1] == inode[field] and mtime[2] < inode[field + 1])
+  end
+  if not mtime or mtime == true or mtime[1] > c.s + 1 then
+    c:modify(inode)
+  elseif not is_before(CTIME) then
+    set(inode, CTIME, mtime)
+    set(inode, MTIME, mtime)
+  elseif not is_before(MTIME) then
+    set(inode, MTIME, mtime)
   else
     c:modify(inode)
   end

@@ -164,10 +164,14 @@ function Call:add_inode(ino, inode)
   self.changed[ino] = true
 end
 
--- Times that we give only go forward, whatever the clocks do.
+-- Times that we give only go forward, whatever the clocks do: two changes never have one time.
 function Call:touch(inode)
   if self.s > inode[CTIME] or (self.s == inode[CTIME] and self.ns > inode[CTIME + 1]) then
     inode[CTIME], inode[CTIME + 1] = self.s, self.ns
+  elseif inode[CTIME + 1] < 999999999 then
+    inode[CTIME + 1] = inode[CTIME + 1] + 1
+  else
+    inode[CTIME], inode[CTIME + 1] = inode[CTIME] + 1, 0
   end
 end
 
