@@ -1,10 +1,15 @@
 """Random operations on one file, each checked against a copy in memory; after the idea of fsx.
 
-    with RandomFile(path, bytes_max=1 << 20, seed=7) as file:
+    with RandomFile(path, bytes_max=1 << 20, edge=1024, longest=5000, seed=7) as file:
         file.run(3000)
+        with file.put_down():
+            mount.remount()
+        file.run(3000)
+    file.check()
 
 Reads, writes, appends, truncations, mappings, syncs and reopenings, through several descriptors
-of one mount. The seed decides everything; a failure names it and the last operations.
+of one mount, some of them O_DIRECT. The seed decides everything; a failure names it and the last
+operations.
 """
 
 from __future__ import annotations
@@ -13,21 +18,26 @@ import mmap
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 REMEMBERED = 25
+PATTERN_BYTES = 977
+"""Data repeats after so many bytes: a prime, so that no two chunks or blocks begin alike."""
 
 
 class RandomFile:
-    def __init__(self, path: Path, *, bytes_max: int, edge: int, seed: int) -> None:
-        """`edge`: offsets lie around its multiples more often than elsewhere."""
+    def __init__(self, path: Path, *, bytes_max: int, edge: int, longest: int, seed: int) -> None:
+        """`edge`: offsets lie around its multiples more often than elsewhere. `longest`: bytes of one operation."""
         self.path = path
+        """Where the file is; another mount's name of it may be put here while it is put down."""
         self.counts: dict[str, int] = {}
         self._bytes_max = bytes_max
         self._edge = edge
+        self._longest = longest
         self._seed = seed
         self._chance = random.Random(seed)
         self._shadow = bytearray()
@@ -35,7 +45,9 @@ class RandomFile:
         self._descriptors: list[int] = []
 
     def __enter__(self) -> Self:
-        self._descriptors = [os.open(self.path, os.O_RDWR | os.O_CREAT), os.open(self.path, os.O_RDWR)]
+        self.path.unlink(missing_ok=True)
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+        self._open_all()
         return self
 
     def __exit__(
@@ -47,17 +59,32 @@ class RandomFile:
             except OSError:  # A failed flush; of it the operations have told.
                 assert error is not None
 
+    @contextmanager
+    def put_down(self) -> Iterator[None]:
+        """The file is closed meanwhile, and its mount may be unmounted."""
+        self._last.append("put down")
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        yield
+        self._open_all()
+
+    def _open_all(self) -> None:
+        self._descriptors = [self._opened(), self._opened()]
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | self._chance.choice((0, 0, 0, 0, os.O_DIRECT)))
+
     def run(self, count: int) -> None:
         kinds: list[tuple[Callable[[], None], int]] = [
-            (self._write, 30), (self._read, 30), (self._truncate, 8), (self._append, 4), (self._write_mapped, 8),
-            (self._read_mapped, 8), (self._sync, 4), (self._reopen, 4), (self._forget_pages, 2), (self._stat, 4),
+            (self._write, 330), (self._read, 400), (self._truncate, 25), (self._append, 10), (self._write_mapped, 30),
+            (self._read_mapped, 50), (self._sync, 8), (self._reopen, 8), (self._forget_pages, 6), (self._stat, 80),
         ]  # fmt: skip
-        for number in range(count):
-            (kind,) = self._chance.choices([k for k, _ in kinds], [weight for _, weight in kinds])
-            self._last.append(f"{number} {kind.__name__[1:]}")
-            self.counts[kind.__name__] = self.counts.get(kind.__name__, 0) + 1
+        acts, weights = [act for act, _ in kinds], [weight for _, weight in kinds]
+        for number, act in enumerate(self._chance.choices(acts, weights, k=count)):
+            self._last.append(f"{number} {act.__name__[1:]}")
+            self.counts[act.__name__] = self.counts.get(act.__name__, 0) + 1
             try:
-                kind()
+                act()
             except (AssertionError, OSError) as error:
                 story = "\n".join(self._last)
                 raise AssertionError(f"seed {self._seed}, size {len(self._shadow)}: {error}\n{story}") from error
@@ -75,8 +102,8 @@ class RandomFile:
         return self._chance.randint(0, highest)
 
     def _length(self, most: int) -> int:
-        size = self._chance.choice((10, 5000, 70_000, self._edge + 10, self._bytes_max // 3))
-        return self._chance.randint(0, min(size, most))
+        typical = self._chance.choice((10, 500, 5000, 5000, self._longest))
+        return min(self._chance.randint(0, min(typical, self._longest)), most)
 
     def _range(self) -> tuple[int, int]:
         """Within the file."""
@@ -84,7 +111,8 @@ class RandomFile:
         return start, start + self._length(len(self._shadow) - start)
 
     def _data(self, length: int) -> bytes:
-        return self._chance.randbytes(min(length, 977)) * (length // 977 + 1)
+        pattern = self._chance.randbytes(min(length, PATTERN_BYTES))
+        return (pattern * (length // PATTERN_BYTES + 1))[:length]
 
     def _note(self, what: str) -> None:
         self._last[-1] += " " + what
@@ -112,7 +140,7 @@ class RandomFile:
         if self._chance.random() < 0.7:
             start = min(start, len(self._shadow))
         length = self._length(self._bytes_max - start)
-        data = self._data(length)[:length]
+        data = self._data(length)
         self._note(f"{start}+{length}")
         assert os.pwrite(self._descriptor(), data, start) == length
         if length:
@@ -120,7 +148,7 @@ class RandomFile:
 
     def _append(self) -> None:
         length = self._length(self._bytes_max - len(self._shadow))
-        data = self._data(length)[:length]
+        data = self._data(length)
         self._note(f"{len(self._shadow)}+{length}")
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
         try:
@@ -148,7 +176,7 @@ class RandomFile:
         if start == end:
             return
         self._note(f"{start}-{end}")
-        data = self._data(end - start)[: end - start]
+        data = self._data(end - start)
         with mmap.mmap(self._descriptor(), len(self._shadow)) as mapped:
             mapped[start:end] = data
             if self._chance.random() < 0.5:
@@ -169,7 +197,7 @@ class RandomFile:
     def _reopen(self) -> None:
         index = self._chance.randrange(len(self._descriptors))
         os.close(self._descriptors[index])
-        self._descriptors[index] = os.open(self.path, os.O_RDWR)
+        self._descriptors[index] = self._opened()
 
     def _forget_pages(self) -> None:
         """The kernel's clean pages of the file go, so that the next reads reach the mount."""
