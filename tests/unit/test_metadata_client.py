@@ -1,0 +1,78 @@
+"""The window of a session's operations: how far they may run ahead of the oldest that has no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import msgpack
+import pytest
+import trio
+import trio.testing
+
+from fusefs.metadata.client import MetadataClient
+from servers.client.naming import NamingClient
+from servers.protocol.ids import SessionNumber
+from servers.protocol.limits import OP_WINDOW
+from servers.protocol.naming_api import Operation
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "trio"
+
+
+class Naming:
+    """Answers everything at once, but for the first operation of session 1, whose answer it holds back.
+
+    In place of a server, because no real one keeps one operation for as long as hundreds of others take.
+    """
+
+    def __init__(self) -> None:
+        self.release = trio.Event()
+
+    async def batch(self, session: SessionNumber, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+        if session == 1 and operations[0].n == 1:
+            await self.release.wait()
+        return [msgpack.packb([0, session, o.n]) for o in operations]
+
+
+async def fill(client: MetadataClient, nursery: trio.Nursery) -> None:
+    """As many operations as may run ahead of the first, which has no answer."""
+    client.begin_session(SessionNumber(1))
+    nursery.start_soon(client.ask, "mkdir")
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(OP_WINDOW // 2):
+        await client.ask("mkdir")
+
+
+async def test_operations_wait_for_one_that_is_half_a_window_behind() -> None:
+    naming = Naming()
+    async with trio.open_nursery() as nursery:
+        client = MetadataClient(cast(NamingClient, naming), nursery)
+        await fill(client, nursery)
+        with trio.move_on_after(0.2) as scope:
+            await client.ask("mkdir")
+        assert scope.cancelled_caught
+        naming.release.set()
+        with trio.fail_after(5):
+            assert (await client.ask("mkdir"))[0] == 1
+
+
+async def test_a_new_session_lets_go_who_waited_for_the_old_one() -> None:
+    naming = Naming()
+    async with trio.open_nursery() as nursery:
+        client = MetadataClient(cast(NamingClient, naming), nursery)
+        await fill(client, nursery)
+
+        async def ask_and_end() -> None:
+            assert await client.ask("mkdir") == [2, 1]
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(ask_and_end)
+        await trio.testing.wait_all_tasks_blocked()
+        client.begin_session(SessionNumber(2))
+        with trio.fail_after(5):
+            await trio.sleep_forever()
