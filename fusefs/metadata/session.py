@@ -62,21 +62,21 @@ class Session:
 
     async def open(self) -> None:
         """Opens a session and learns the volume's facts and nodes. Raises what the calls raise."""
-        sent_ns = time.time_ns()
         number, facts = await self._metadata.ask("session_open", host=socket.gethostname(), what=self._what)
         self._metadata.begin_session(SessionNumber(number))
         self._extents = 0
-        self._learn(facts, sent_ns)
+        self._learn(facts)
         self._on_nodes(await self._naming.nodes())
 
-    def _learn(self, facts: dict[bytes, Any], sent_ns: int) -> None:
-        """The facts were given between `sent_ns` and now: in the middle, for all we know."""
-        given_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"]
-        self._clock_offset_ns = given_ns - (sent_ns + time.time_ns()) // 2
+    def _learn(self, facts: dict[bytes, Any]) -> None:
+        """Our clock is behind the volume's by what the answer took, and never ahead: a time of ours that is ahead
+        would hide changes that the volume dates."""
+        self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
         self.facts = Facts(facts[b"uuid"].decode(), facts[b"chunk_size"], facts[b"replicas"])
 
     def now_ns(self) -> int:
-        """The volume's time, as far as this mount knows it: nanoseconds since 1970, later than any it gave or saw."""
+        """The volume's time, as far as this mount knows it: nanoseconds since 1970, later than any it gave or saw,
+        and not ahead."""
         self._last_ns = max(self._last_ns + 1, time.time_ns() + self._clock_offset_ns)
         return self._last_ns
 
@@ -99,9 +99,8 @@ class Session:
         while True:
             await trio.sleep(SESSION_RENEW_SECONDS)
             try:
-                sent_ns = time.time_ns()
                 (facts,) = await self._metadata.ask("session_renew")
-                self._learn(facts, sent_ns)
+                self._learn(facts)
             except SessionLost:
                 await self.renew_lost()
             except DcsError as error:

@@ -48,9 +48,10 @@ async def opened(volume: Volume) -> Session:
     return session
 
 
-async def test_the_volumes_time_is_known_however_long_the_answer_took() -> None:
+async def test_the_volumes_time_is_known_and_never_ahead() -> None:
+    """However long the answer took."""
     session = await opened(Volume(3600 * SECOND, answers_after=0.4))
-    assert abs(session.now_ns() - time.time_ns() - 3600 * SECOND) < 0.15 * SECOND
+    assert 0 <= time.time_ns() + 3600 * SECOND - session.now_ns() < SECOND
 
 
 async def test_time_only_goes_forward_and_is_after_all_that_was_seen() -> None:
