@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import msgpack
 from prometheus_client.core import Metric
 
 from servers.naming.service import Service
@@ -40,6 +41,7 @@ def _is_up(service: Service) -> bool:
 
 
 def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Metric]:
+    repair: dict[str, Any] = msgpack.unpackb(v["survey"]) if v["survey"] else {}  # Any: what msgpack gives.
     return [
         gauges("dcs_nodes", "Storage nodes by state.", "state", {state: states.get(state, 0) for state in NODE_STATES}),
         gauge("dcs_volume_safe_mode", "1 while the volume is read-only because metadata is missing.", bool(v["safe"])),
@@ -53,6 +55,13 @@ def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Met
             "dcs_volume_extents_in_danger", "Extents with too few copies, and replicas damaged or missing.", "kind",
             {"under_replicated": v["under_replicated"], "damaged_replicas": v["damaged"]},
         ),
+        gauges(
+            "dcs_volume_repair_queue_extents", "Extents to be healed, by the good copies left.", "good_copies",
+            {"0": repair.get("missing", 0), **repair.get("by_danger", {})},
+        ),
+        gauge("dcs_volume_repair_paused", "1 while so many nodes are away that only last copies are copied.",
+              bool(repair.get("paused"))),
+        counter("dcs_volume_repaired_bytes", "Copied by the naming server that leads.", repair.get("copied_bytes", 0)),
         gauge("dcs_volume_deletions_pending", "Extents condemned and not gone yet.", v["deletions_pending"]),
         gauge("dcs_volume_garbage_extents", "Extents on nodes that nobody needs, in their grace.", v["garbage"]),
         gauges(

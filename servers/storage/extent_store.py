@@ -233,7 +233,7 @@ class ExtentStore:
 
     def _open(self, extent: ExtentId) -> Replica:
         trouble: DcsError | OSError = ExtentMissing(f"{extent_text(extent)} is not here")
-        for disk in self.disks:
+        for disk in sorted(self.disks, key=lambda disk: disk.health.state is DiskState.FAILED):
             try:
                 return open_replica(disk, extent)
             except ExtentMissing:

@@ -243,6 +243,7 @@ def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     sample = min(there)
     assert node.get(sample).content == bodies[sample]
     assert node.put(sample, bodies[sample]) == 201, "a good copy beside the one that counts as lost"
+    assert node.http.post("/v1/extents/check", json={"extents": [sample]}).json()["extents"] == {sample: 300}
 
 
 def test_too_few_descriptors_send_writers_elsewhere_and_break_nothing(make_node: MakeNode) -> None:

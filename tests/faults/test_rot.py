@@ -39,8 +39,23 @@ def contents(rotting: Cluster) -> tuple[Mount, dict[str, bytes]]:
     return mount, contents
 
 
-def damaged(cluster: Cluster) -> set[tuple[str, int]]:
-    return {(row["extent"], row["node"]) for row in cluster.rest("GET", "/v1/damage").json()["damaged"]}
+def set_aside(cluster: Cluster) -> set[tuple[str, int]]:
+    """The damaged replicas that the nodes have found and keep, whatever was healed meanwhile."""
+    return {
+        (path.name.partition(".")[0], node.number)
+        for node in cluster.nodes
+        for path in (node.data_dir / "damaged").iterdir()
+    }
+
+
+def reported(cluster: Cluster) -> bool:
+    """Whether the naming server knows all of them."""
+    return not [path for node in cluster.nodes for path in (node.data_dir / "damaged").glob("*.new")]
+
+
+def is_healed(cluster: Cluster) -> bool:
+    status = cluster.status()
+    return status["damaged"] == status["under_replicated"] == status["missing"] == 0
 
 
 def hurt_some(cluster: Cluster, replicas: list[Replica], count: int) -> set[tuple[str, int]]:
@@ -62,22 +77,16 @@ def hurt_some(cluster: Cluster, replicas: list[Replica], count: int) -> set[tupl
     return hurt
 
 
-def test_the_scrub_finds_a_hundred_damages_and_loses_nothing(
+def test_the_scrub_finds_a_hundred_damages_and_all_are_healed(
     rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]
 ) -> None:
     """S9, S10: no client reads; every file is right afterwards."""
     mount, files = contents
-    found: set[tuple[str, int]] = set()
     hurt = hurt_some(rotting, [r for name in files for r in rotting.replicas_of(f"/{name}")], HURT)
-
-    def all_found() -> bool:
-        found.update(damaged(rotting))
-        return found >= hurt
-
-    wait_for(all_found, "the scrub has found and reported all damage", 60)
-    assert found == hurt
-    set_aside = [path for node in rotting.nodes for path in (node.data_dir / "damaged").iterdir()]
-    assert len(set_aside) == HURT, "each is kept aside, none was deleted"
+    wait_for(lambda: set_aside(rotting) == hurt, "the scrub has found all damage, and nothing else", 60)
+    wait_for(lambda: reported(rotting), "all of it was reported", 60)
+    wait_for(lambda: is_healed(rotting), "all of it is healed", 60)
+    rotting.dcs("fsck", "--data")
     for name, data in files.items():
         assert (mount.path / name).read_bytes() == data
 
@@ -89,7 +98,8 @@ def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mo
     mount.remount()
     replica = rotting.replicas_of("/gone")[0]
     rotting.delete_chunk_on_disk(replica)
-    wait_for(lambda: (replica.extent, replica.node) in damaged(rotting), "it is missed", 60)
+    said = f"{replica.extent} on node {replica.node} is missing".encode()
+    wait_for(lambda: said in rotting.naming.log.read_bytes(), "it is missed", 60)
     assert (mount.path / "gone").read_bytes() == data
 
 

@@ -37,7 +37,7 @@ def test_a_damaged_replica_may_go_when_nobody_can_need_it(volume: Volume, sessio
     assert volume.call("healed", extents=asked) == []
     session.setattr(made.ino, size=0)
     assert volume.call("healed", extents=asked) == [shown.extent, thin.extent]
-    session.call("session_close")
+    volume.call("session_close", session.number)
     assert volume.call("healed", extents=asked) == asked
 
 
