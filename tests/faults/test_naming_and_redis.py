@@ -146,3 +146,35 @@ def test_open_files_are_read_on_while_the_naming_server_is_away(mounted: Cluster
         assert os.pread(descriptor, 200_000, 1000) == content[1000:201_000]
         assert time.monotonic() - began < 5
     mounted.naming.start()
+
+
+@pytest.mark.long
+def test_the_only_naming_server_away_for_five_seconds_is_a_stall_and_no_error(mounted: Cluster, mount: Mount) -> None:
+    load = Load(mount.path / "naming-away")
+    with load:
+        wait_steps(load, 50)
+        began = time.monotonic()
+        mounted.naming.kill()
+        time.sleep(5)
+        mounted.naming.start()
+        away_seconds = time.monotonic() - began
+        wait_steps(load, 50)
+    mount.remount()
+    load.check(mount.path / "naming-away")
+    print(f"longest stall: {load.longest_seconds:.1f} s, {away_seconds:.1f} s of them without a naming server")
+    assert 4 < load.longest_seconds < away_seconds + 3
+
+
+@pytest.mark.long
+def test_redis_hanging_for_two_minutes_is_an_error_in_time_and_soon_over(mounted: Cluster, mount: Mount) -> None:
+    began = time.monotonic()
+    mounted.redis.pause()
+    with pytest.raises(OSError, match=r"\[Errno 5\]"):
+        (mount.path / "redis-hangs").mkdir()
+    assert time.monotonic() - began < 33
+    time.sleep(began + 120 - time.monotonic())
+    mounted.redis.resume()
+    began = time.monotonic()
+    (mount.path / "redis-answers").mkdir()
+    print(f"usable again after {time.monotonic() - began:.1f} s")
+    assert time.monotonic() - began < 5
