@@ -65,8 +65,8 @@ MOVES_PER_CALL = 32
 ORDER_SECONDS = 60.0
 ORDER_BYTES_PER_SECOND_MIN = 1e6
 REFUSED_SECONDS = 60.0
-SURVEY_COUNT = 256
-"""Keys a survey looks at in one call, which holds Redis for half a millisecond."""
+SURVEY_COUNT = 64
+"""Keys a survey looks at in one call, which holds Redis for about half a millisecond."""
 SURVEY_SHARE = 0.1
 """Of the time, at most, that a survey keeps Redis busy."""
 DELETIONS_PER_TURN = 1024
