@@ -305,6 +305,7 @@ class Filesystem:
 
     async def link(self, ino: InodeNumber, parent: InodeNumber, name: bytes) -> Shown:
         self._writable()
+        await self._stored(ino)
         asked_at = trio.current_time()
         try:
             blob, parent_blob = await self._ask("link", ino=ino, parent=parent, name=name)
@@ -387,6 +388,14 @@ class Filesystem:
         (blob,) = await self._ask("getattr", ino=ino)
         return self._shown(self._cache.put(ino, blob, asked_at), self._left(asked_at))
 
+    async def _stored(self, ino: InodeNumber) -> OpenInode | None:
+        """What was written to the inode is committed; the inode, if it is open. So a change after a write has the
+        later time, whatever this mount believes the volume's time to be."""
+        inode = self._open.get(ino)
+        if inode is not None and inode.writer.is_dirty:
+            await inode.writer.flush(sync=False)
+        return inode
+
     async def setattr(self, ino: InodeNumber, **changes: Any) -> Shown:
         """Changes among mode, uid, gid, size, atime_ns, mtime_ns, strip; a time of None is now.
 
@@ -397,9 +406,7 @@ class Filesystem:
         self._writable()
         if changes.get("size", 0) > FILE_BYTES_MAX:
             raise Refused(EFBIG)
-        inode = self._open.get(ino)
-        if inode is not None and inode.writer.is_dirty and ("size" in changes or "mtime_ns" in changes):
-            await inode.writer.flush(sync=False)
+        inode = await self._stored(ino)
         if "atime_ns" in changes:
             await self._accesses.forget(ino)
         arguments = {k: v for k, v in changes.items() if not k.endswith("_ns")}
@@ -448,12 +455,14 @@ class Filesystem:
 
     async def setxattr(self, ino: InodeNumber, name: bytes, value: bytes, flags: int) -> None:
         self._writable()
+        await self._stored(ino)
         asked_at = trio.current_time()
         (blob,) = await self._ask("setxattr", ino=ino, name=name, value=value, flags=flags)
         self._shown(self._cache.put(ino, blob, asked_at), 0.0)
 
     async def removexattr(self, ino: InodeNumber, name: bytes) -> None:
         self._writable()
+        await self._stored(ino)
         asked_at = trio.current_time()
         (blob,) = await self._ask("removexattr", ino=ino, name=name)
         self._shown(self._cache.put(ino, blob, asked_at), 0.0)
