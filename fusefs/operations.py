@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -31,6 +32,7 @@ from pyfuse3 import (
 )  # fmt: skip
 
 from fusefs.errnos import errno_of
+from fusefs.kernel_clock import given_or_now
 from fusefs.vfs.directory_stream import DOT_COOKIE, DOT_DOT_COOKIE
 from fusefs.vfs.filesystem import Filesystem, Shown
 from servers.protocol.errors import DcsError
@@ -174,9 +176,9 @@ class Operations(pyfuse3.Operations):
         if fields.update_size:
             changes["size"] = attr.st_size
         if fields.update_atime:
-            changes["atime_ns"] = attr.st_atime_ns
+            changes["atime_ns"] = given_or_now(attr.st_atime_ns, time.time_ns())
         if fields.update_mtime:
-            changes["mtime_ns"] = attr.st_mtime_ns
+            changes["mtime_ns"] = given_or_now(attr.st_mtime_ns, time.time_ns())
         return _entry(await self._fs.setattr(InodeNumber(inode), **changes))
 
     @guarded

@@ -76,8 +76,8 @@ class Session:
 
     def now_ns(self) -> int:
         """The volume's time, as far as this mount knows it: nanoseconds since 1970, later than any it gave or saw,
-        and not ahead."""
-        self._last_ns = max(self._last_ns + 1, time.time_ns() + self._clock_offset_ns)
+        and not ahead. Whole microseconds, as all times are that the volume gives by itself."""
+        self._last_ns = max(self._last_ns + 1000, time.time_ns() + self._clock_offset_ns) // 1000 * 1000
         return self._last_ns
 
     def saw(self, time_ns: int) -> None:

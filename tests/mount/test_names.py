@@ -185,3 +185,27 @@ def test_df_shows_the_space_of_the_cluster(mounted: Cluster, mount: Mount) -> No
     assert total * 1024 == found.f_frsize * found.f_blocks
     assert free * 1024 == pytest.approx(status["free_bytes"], rel=0.02)
     assert 0 <= used < total
+
+
+def test_files_that_follow_each_other_have_times_that_do(place: Path) -> None:
+    """Made, written or touched: whatever a program does later is not the older; make(1) lives by that."""
+    times = []
+    for number in range(20):
+        made, written, touched = (place / f"{what}{number}" for what in ("made", "written", "touched"))
+        made.touch()
+        written.write_bytes(b"x")
+        touched.touch()
+        touched.touch()
+        times += [path.stat().st_mtime_ns for path in (made, written, touched)]
+    assert times == sorted(times)
+
+
+def test_a_time_of_just_now_is_set_as_it_was_given(place: Path) -> None:
+    """As `cp -p` of a file that was written this very moment does."""
+    original, copy = place / "original", place / "copy"
+    for number in range(20):
+        original.write_bytes(bytes(number))
+        copy.touch()
+        seen = original.stat()
+        os.utime(copy, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+        assert copy.stat().st_mtime_ns == seen.st_mtime_ns
