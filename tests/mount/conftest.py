@@ -79,3 +79,12 @@ def beside(open_mount: Mount) -> Iterator[Beside]:
     yield Beside(local, mounted)
     remove(local)
     remove(mounted)
+
+
+@pytest.fixture
+def open_place(request: pytest.FixtureRequest) -> Path:
+    """A new directory in a mount that root has opened to all users; who is not root can only open it to himself."""
+    mount: Mount = request.getfixturevalue("open_mount" if os.geteuid() == 0 else "mount")
+    directory = mount.path / re.sub(r"\W+", "-", request.node.name)
+    directory.mkdir()
+    return directory
