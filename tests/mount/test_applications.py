@@ -111,6 +111,7 @@ def _write_until_killed(path: Path, *, after: int) -> int:
 # ── PostgreSQL
 
 
+@pytest.mark.timeout(600)
 def test_postgresql_recovers_all_that_it_committed_before_it_was_killed(open_place: Path) -> None:
     """initdb, pgbench, kill -9 under load, recovery: the books balance, and every page and index is sound."""
     with Postgres(open_place) as postgres:
@@ -303,6 +304,7 @@ def _make_package(directory: Path, version: str) -> Path:
 # ── Python's own tests
 
 
+@pytest.mark.timeout(600)
 def test_pythons_own_tests_pass_on_the_mount(open_place: Path) -> None:
     """Those of what Python offers for files, with TMPDIR and the working directory on the mount."""
     python = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
@@ -314,7 +316,7 @@ def test_pythons_own_tests_pass_on_the_mount(open_place: Path) -> None:
     names = [f"test_{name}" for name in PYTHON_TESTS]
     said = run(
         python, "-m", "test", "-j4", "--tempdir", temporary, *names, cwd=open_place, environment=environment,
-        seconds=280,
+        seconds=560,
     )  # fmt: skip
     assert "Result: SUCCESS" in said
     assert not [path for path in temporary.iterdir() if path.is_file()]

@@ -25,7 +25,7 @@ from tests.support.processes import free_port, wait_for
 
 START_SECONDS = 120
 LOAD_SECONDS = 60
-PROGRAM_SECONDS = 120.0
+PROGRAM_SECONDS = 300.0
 
 
 def _programs() -> Path:
