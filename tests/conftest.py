@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from typing import Protocol
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 from tests.support.cluster import LIVING, Cluster
+from tests.support.fault_table import ROWS, Shown, table, take_stall
 
 KILL_SECONDS_BEFORE = 15.0
 
@@ -26,6 +28,34 @@ def pytest_configure() -> None:
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Which faults the test was about, and the longest stall, go along with its result."""
+    report = yield
+    rows = tuple(row for mark in item.iter_markers("fault") for row in mark.args)
+    if call.when == "call" and rows:
+        assert ROWS.keys() >= set(rows), f"{item.nodeid}: there is no such row among {rows}"
+        report.user_properties += [("fault_rows", rows), ("stall_seconds", take_stall())]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    """The table of faults."""
+    shown = []
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            known = dict(getattr(report, "user_properties", ()))
+            if "fault_rows" in known:
+                rows, test = tuple(known["fault_rows"]), report.nodeid.rpartition("::")[2]
+                shown.append(Shown(rows, test, outcome == "passed", report.duration, known["stall_seconds"]))
+    if shown:
+        terminalreporter.section("faults")
+        for line in table(shown):
+            terminalreporter.write_line(line)
 
 
 def _kill_all_mounts() -> None:

@@ -45,6 +45,7 @@ def _start_with_fault(node: StorageNode, path: str, call: str, what: str) -> Non
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.fault("S7")
 def test_a_crash_inside_a_store_leaves_all_or_nothing(node: StorageNode, step: str) -> None:
     """Nothing partial is ever listed or served, the used bytes are right, and the store can be done again."""
     path, call, size = STEPS[step]
@@ -83,6 +84,7 @@ def test_a_crash_inside_a_store_leaves_all_or_nothing(node: StorageNode, step: s
         (BUCKET, "fsync", "EIO", 503),
     ],
 )
+@pytest.mark.fault("S13")
 def test_a_disk_that_fails_inside_a_store_leaves_nothing(
     node: StorageNode, path: str, call: str, error: str, status: int
 ) -> None:

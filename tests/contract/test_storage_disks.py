@@ -92,6 +92,7 @@ def store_many(node: StorageNode, count: int, size: int = SIZE) -> dict[str, byt
     return bodies
 
 
+@pytest.mark.fault("S10")
 def test_the_scrub_finds_every_damage_without_a_read(make_node: MakeNode) -> None:
     """In the data, the sums, the map, the trailer, a lost tail: set aside, in no listing, all others untouched."""
     node = make_node(disks=2)
@@ -186,6 +187,7 @@ def test_stores_are_spread_over_the_disks_and_found_again(make_node: MakeNode) -
 
 
 @only_root
+@pytest.mark.fault("S14")
 def test_a_full_disk_is_gone_around_and_a_full_node_says_so(
     make_node: MakeNode, small_disk: Callable[[int, int], Path]
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_full_disk_is_gone_around_and_a_full_node_says_so(
     assert node.put("8-1", os.urandom(MIB)) == 201
 
 
+@pytest.mark.fault("S15")
 def test_a_read_only_disk_serves_what_it_has_and_takes_nothing(make_node: MakeNode) -> None:
     """Until it can be written again. The kernel makes a file system read-only under its users; mount(8) may not."""
     node = make_node()
@@ -223,6 +226,7 @@ def test_a_read_only_disk_serves_what_it_has_and_takes_nothing(make_node: MakeNo
     assert node.put("7-2", body) == 201
 
 
+@pytest.mark.fault("S13")
 def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     """One error is an accident. What lies on a failed disk counts as lost, and is served as long as it can be read."""
     node = make_node(disks=2)
@@ -246,6 +250,7 @@ def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     assert node.http.post("/v1/extents/check", json={"extents": [sample]}).json()["extents"] == {sample: 300}
 
 
+@pytest.mark.fault("S17")
 def test_too_few_descriptors_send_writers_elsewhere_and_break_nothing(make_node: MakeNode) -> None:
     """S17: with 64 of them and a crowd of connections a store is done or refused; it works again when they leave."""
     node = make_node()
@@ -284,6 +289,7 @@ def test_an_emptied_disk_ends_the_node_and_begins_another(make_node: MakeNode) -
     assert node.inventory() == []
 
 
+@pytest.mark.fault("S18")
 def test_disks_of_two_nodes_are_not_mixed_and_none_is_used_twice(make_node: MakeNode, tmp_path: Path) -> None:
     node = make_node(disks=2)
     node.start()

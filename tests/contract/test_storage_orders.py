@@ -84,6 +84,7 @@ def test_a_recorded_order_that_comes_again_is_rejected(node: StorageNode) -> Non
     [{"expires_ms": NOW_MS - 1}, {"seq": SEQ - 1}, {"volume": "f" * 32}, {"node": "f" * 32}, {"number": 0}],
     ids=str,
 )
+@pytest.mark.fault("N8")
 def test_late_old_and_misdirected_orders_are_rejected(node: StorageNode, change: dict[str, Any]) -> None:
     node.put("a3-1", b"x")
     assert give(node, replace(order_of(node, "a3-1"), **change)).status_code == 409

@@ -50,6 +50,7 @@ def content(mounted: Cluster, mount: Mount, request: pytest.FixtureRequest) -> I
 
 
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
+@pytest.mark.fault("S9", "S10", "S12")
 def test_a_damaged_replica_is_not_believed_and_is_repaired(
     mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
 ) -> None:
@@ -72,6 +73,7 @@ def test_one_good_replica_of_three_is_enough(mounted: Cluster, mount: Mount, con
 
 
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
+@pytest.mark.fault("S11")
 def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
     mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
 ) -> None:

@@ -53,6 +53,7 @@ def write_until_full(mount: Mount, name: str) -> tuple[int | None, float]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.fault("S14")
 def test_full_disks_are_told_and_deleting_makes_room_again(small: Cluster, mount: Mount) -> None:
     """ENOSPC at the latest at fsync; what was there before is whole; df says so; rm works and writing works again."""
     digest = write_pattern(mount.path / "before", 20 * MIB, sync=True)
@@ -78,6 +79,7 @@ def test_full_disks_are_told_and_deleting_makes_room_again(small: Cluster, mount
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.fault("S14")
 def test_one_full_disk_of_three_goes_unnoticed(small: Cluster, mount: Mount) -> None:
     """Two nodes have room: they take what is written."""
     filler = small.nodes[0].data_dir / "filler"

@@ -111,6 +111,7 @@ def test_naming_servers_and_nodes_killed_in_any_step_delete_nothing_that_is_need
     wait_for(lambda: all(node.extents() == expected for node in attacked.nodes), "each node has what files show")
 
 
+@pytest.mark.fault("M12")
 def test_redis_restored_from_an_earlier_hour_deletes_nothing(attacked: Cluster) -> None:
     """What was written since looks like garbage to it. The nodes know better, though every naming server was new."""
     data = attacked.directory / "redis"

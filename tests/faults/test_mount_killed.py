@@ -37,6 +37,7 @@ def run_until_killed(mount: Mount, manifest: Path, seed: int, chance: random.Ran
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("iterations", [ITERATIONS, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.fault("C1")
 def test_what_was_promised_survives_every_kill_of_the_mount(mounted: Cluster, tmp_path: Path, iterations: int) -> None:
     """Every file whose close, fsync, rename or unlink had returned is as it was then, read through empty caches.
 
@@ -60,6 +61,7 @@ def test_what_was_promised_survives_every_kill_of_the_mount(mounted: Cluster, tm
     assert len(manifest.logs) > iterations // 2
 
 
+@pytest.mark.fault("C1")
 def test_what_was_written_and_not_promised_may_be_missing_but_is_never_wrong(mounted: Cluster, mount: Mount) -> None:
     """A file that was being written has a beginning of what was written, or zeros where data never came."""
     data = os.urandom(1 << 20) * 40

@@ -64,6 +64,7 @@ STEPS: dict[str, tuple[bytes, Callable[[Path], object], Callable[[Path], bool]]]
 
 
 @pytest.mark.parametrize("step", STEPS)
+@pytest.mark.fault("M3")
 def test_the_retry_of_what_redis_did_before_the_naming_server_died_gets_its_result(
     mounted: Cluster, proxied: Mount, proxy: Proxy, step: str
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_retry_of_what_redis_did_before_the_naming_server_died_gets_its_resu
     assert is_done(place)
 
 
+@pytest.mark.fault("M4")
 def test_redis_killed_and_restarted_under_load_loses_nothing_acknowledged(mounted: Cluster, mount: Mount) -> None:
     """No error, and after it every file is there with its content, none else."""
     load = Load(mount.path / "redis-killed")
@@ -106,6 +108,7 @@ def test_redis_killed_and_restarted_under_load_loses_nothing_acknowledged(mounte
     assert load.longest_seconds < 10
 
 
+@pytest.mark.fault("M2")
 def test_the_naming_server_killed_and_restarted_under_load_is_a_stall_and_no_error(
     mounted: Cluster, mount: Mount
 ) -> None:
@@ -121,6 +124,7 @@ def test_the_naming_server_killed_and_restarted_under_load_is_a_stall_and_no_err
     assert load.longest_seconds < 10
 
 
+@pytest.mark.fault("M5")
 def test_redis_hanging_for_ten_seconds_is_a_stall_and_no_error(mounted: Cluster, mount: Mount) -> None:
     """What was sent meanwhile takes effect once, also what Redis finds in its sockets as it goes on."""
     load = Load(mount.path / "redis-frozen")
@@ -135,6 +139,7 @@ def test_redis_hanging_for_ten_seconds_is_a_stall_and_no_error(mounted: Cluster,
     assert 8 < load.longest_seconds < 16
 
 
+@pytest.mark.fault("M2")
 def test_open_files_are_read_on_while_the_naming_server_is_away(mounted: Cluster, mount: Mount) -> None:
     """What their chunk map says is known."""
     content = os.urandom(300_000)
@@ -149,6 +154,7 @@ def test_open_files_are_read_on_while_the_naming_server_is_away(mounted: Cluster
 
 
 @pytest.mark.long
+@pytest.mark.fault("M2")
 def test_the_only_naming_server_away_for_five_seconds_is_a_stall_and_no_error(mounted: Cluster, mount: Mount) -> None:
     load = Load(mount.path / "naming-away")
     with load:
@@ -166,6 +172,7 @@ def test_the_only_naming_server_away_for_five_seconds_is_a_stall_and_no_error(mo
 
 
 @pytest.mark.long
+@pytest.mark.fault("M6")
 def test_redis_hanging_for_two_minutes_is_an_error_in_time_and_soon_over(mounted: Cluster, mount: Mount) -> None:
     began = time.monotonic()
     mounted.redis.pause()

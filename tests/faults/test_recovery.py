@@ -52,6 +52,7 @@ def recover(cluster: Cluster, *options: str, expect: int = 0) -> str:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.fault("M12")
 def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: Cluster) -> None:
     """What the snapshot has is as it was; what was written since is in /lost+found; nothing is deleted meanwhile."""
     cluster.dcs("mkdir", "/d")
@@ -83,6 +84,7 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.fault("M12")
 def test_without_any_snapshot_the_files_are_rebuilt_from_the_replicas(cluster: Cluster) -> None:
     """A Redis that still has files is not touched."""
     assert "nothing is changed" in recover(cluster, expect=1)

@@ -48,6 +48,7 @@ def logs(cluster: Cluster) -> str:
     return "".join(naming.log.read_text() for naming in cluster.namings)
 
 
+@pytest.mark.fault("M7")
 def test_the_primary_killed_under_load_is_a_stall_and_nothing_acknowledged_is_lost(
     replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_primary_killed_under_load_is_a_stall_and_nothing_acknowledged_is_lo
     assert not replicated.status()["safe_mode"]
 
 
+@pytest.mark.fault("M13")
 def test_what_one_naming_server_has_answered_the_other_shows_at_once(replicated: ReplicatedCluster) -> None:
     """Neither keeps anything that the other may have changed."""
     with ExitStack() as stack:
@@ -95,6 +97,7 @@ def kill_one_at_a_time(cluster: Cluster, load: Load, times: int, seed: int) -> N
         victim.start()
 
 
+@pytest.mark.fault("M1")
 def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(
     replicated: ReplicatedCluster, mount: Mount
 ) -> None:
@@ -110,6 +113,7 @@ def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
+@pytest.mark.fault("M1")
 def test_one_of_two_naming_servers_killed_200_times(replicated: ReplicatedCluster, mount: Mount) -> None:
     load = Load(mount.path / "naming-killed-often")
     with load:
@@ -121,6 +125,7 @@ def test_one_of_two_naming_servers_killed_200_times(replicated: ReplicatedCluste
 
 
 @pytest.mark.long
+@pytest.mark.fault("M7")
 def test_a_primary_that_hangs_is_replaced_and_its_late_work_has_no_effect(
     replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
@@ -158,6 +163,7 @@ def test_each_replica_and_sentinel_killed_in_turn_is_hardly_noticed(
 
 
 @pytest.mark.long
+@pytest.mark.fault("M9")
 def test_without_sentinels_work_goes_on_with_an_alarm_and_without_replicas_it_ends_in_time(
     replicated: ReplicatedCluster, mount: Mount, redis: RedisGroup
 ) -> None:
@@ -210,6 +216,7 @@ def test_a_leader_that_slept_through_the_end_of_its_lease_does_nothing_more(
 
 
 @pytest.mark.long
+@pytest.mark.fault("M8")
 def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_have(
     replicated: ReplicatedCluster, redis: RedisGroup
 ) -> None:
@@ -251,6 +258,7 @@ def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_hav
     assert not replicated.status()["safe_mode"]
 
 
+@pytest.mark.fault("M7")
 def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> None:
     """The one replica that had it died with the primary: SAFE mode, and nothing is deleted."""
     with ReplicatedCluster(SentinelRedis, 0) as cluster, Ops(cluster.naming_url, cluster.secret) as ops:
@@ -279,6 +287,7 @@ def clustered() -> Iterator[ReplicatedCluster]:
 
 
 @pytest.mark.long
+@pytest.mark.fault("M10")
 def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lost(
     clustered: ReplicatedCluster,
 ) -> None:
@@ -301,6 +310,7 @@ def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lo
 
 
 @pytest.mark.long
+@pytest.mark.fault("M10")
 def test_a_slot_that_moves_under_load_is_a_stall(clustered: ReplicatedCluster) -> None:
     """While keys are at two places no function works on half a volume; it goes on at the new master."""
     (mount,), redis = clustered.mounts, clustered.redises

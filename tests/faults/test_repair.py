@@ -17,6 +17,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Mount, Node
 from tests.support.commands import MIB
+from tests.support.fault_table import note_stall
 from tests.support.processes import wait_for
 
 FILES = int(os.environ.get("DCS_TEST_REPAIR_FILES", "300"))
@@ -70,6 +71,7 @@ class Writer(threading.Thread):
         """Nothing went wrong, and nothing took long."""
         self._stop_now.set()
         self.join(60)
+        note_stall(self.longest)
         assert self.problem is None
         assert self.longest < STALL_SECONDS_MAX
 
@@ -106,6 +108,7 @@ def replicas_on_the_living(cluster: Cluster, away: Node) -> dict[str, int]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.fault("S1")
 def test_a_node_that_dies_under_load_is_healed_in_time(four: Cluster, mount: Mount, writer: Writer) -> None:
     """No error, no long stall, and soon every extent has three copies again; when it is back, no more than three."""
     for _ in range(ROUNDS):
@@ -134,6 +137,7 @@ def test_a_node_that_dies_under_load_is_healed_in_time(four: Cluster, mount: Mou
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.fault("S19")
 def test_a_node_is_drained_while_files_are_written_and_another_dies(
     four: Cluster, mount: Mount, writer: Writer
 ) -> None:

@@ -77,6 +77,7 @@ def hurt_some(cluster: Cluster, replicas: list[Replica], count: int) -> set[tupl
     return hurt
 
 
+@pytest.mark.fault("S9", "S10")
 def test_the_scrub_finds_a_hundred_damages_and_all_are_healed(
     rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]
 ) -> None:
@@ -91,6 +92,7 @@ def test_the_scrub_finds_a_hundred_damages_and_all_are_healed(
         assert (mount.path / name).read_bytes() == data
 
 
+@pytest.mark.fault("S12")
 def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
     """S12: files are deleted on a node's disk; the node notices by itself and is asked for each of its extents."""
     (mount, _), data = contents, os.urandom(SIZE)
@@ -103,6 +105,7 @@ def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mo
     assert (mount.path / "gone").read_bytes() == data
 
 
+@pytest.mark.fault("S16")
 def test_a_slow_disk_makes_nobody_wait_long(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
     """S16: each fsync of one node takes 0.8 s: closing is quick all the same, syncing is true, the node is not dead."""
     (mount, _), node = contents, rotting.nodes[0]
@@ -130,6 +133,7 @@ def test_a_slow_disk_makes_nobody_wait_long(rotting: Cluster, contents: tuple[Mo
     node.start()
 
 
+@pytest.mark.fault("S12")
 def test_an_emptied_disk_makes_a_new_node(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
     """S12: under the old name there is no false "I have it"."""
     mount, files = contents

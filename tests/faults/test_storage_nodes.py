@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Mount, Node
 from tests.support.commands import MIB, opened, pattern, refused, sha256_of, write_pattern
+from tests.support.fault_table import note_stall
 
 MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
 STALL_SECONDS_MAX = 5.0
@@ -76,6 +77,7 @@ def write_watched(path: Path, size: int, act: Callable[[], object]) -> tuple[str
         began = time.monotonic()
         os.fsync(descriptor)
         longest = max(longest, time.monotonic() - began)
+    note_stall(longest)
     return digest.hexdigest(), longest
 
 
@@ -95,10 +97,12 @@ def read_watched(path: Path, act: Callable[[], object]) -> tuple[str, float]:
             digest.update(piece)
             at += len(piece)
     assert acted
+    note_stall(longest)
     return digest.hexdigest(), longest
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
+@pytest.mark.fault("S1", "S3")
 def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
     mounted: Cluster, mount: Mount, victim: Node, fault: str
 ) -> None:
@@ -113,6 +117,7 @@ def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
+@pytest.mark.fault("S2", "S3")
 def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
     mounted: Cluster, mount: Mount, victim: Node, large: tuple[Path, str], fault: str
 ) -> None:
@@ -123,6 +128,7 @@ def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
     assert longest < STALL_SECONDS_MAX
 
 
+@pytest.mark.fault("S3")
 def test_small_files_can_be_made_and_read_while_a_node_hangs(mounted: Cluster, mount: Mount, victim: Node) -> None:
     """After the first stall others are asked at once."""
     directory = mount.path / "while-one-hangs"
@@ -136,6 +142,7 @@ def test_small_files_can_be_made_and_read_while_a_node_hangs(mounted: Cluster, m
         assert (directory / str(number)).read_bytes() == b"%d" % number * 1000
 
 
+@pytest.mark.fault("S7")
 def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
     mounted: Cluster, mount: Mount, victim: Node
 ) -> None:
@@ -161,6 +168,7 @@ def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.fault("S4")
 def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_recover(
     mounted: Cluster, mount: Mount
 ) -> None:
@@ -198,6 +206,7 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.fault("S5")
 def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cluster, mount: Mount) -> None:
     """EIO after at most 15 s, names and sizes go on; all is well within 5 s of their return."""
     trusted_by(mount, mounted)

@@ -34,6 +34,7 @@ for number in range(count):
 """
 
 
+@pytest.mark.fault("R3")
 def test_appended_lines_from_two_mounts_land_whole_and_once(place: Path, other_place: Path) -> None:
     """Each writer's lines in its own order; none torn, none lost, none twice."""
     count, writers = 150, []
@@ -85,6 +86,7 @@ def test_names_made_and_removed_elsewhere_are_seen_within_the_cache_time(place: 
     wait_for(lambda: not (place / "b").exists(), "the removed name is gone", 2 * CACHE_SECONDS + 1)
 
 
+@pytest.mark.fault("R5")
 def test_a_file_unlinked_on_one_mount_stays_usable_where_it_is_open(place: Path, other_place: Path) -> None:
     """For longer than the grace of unlinked files that nobody has open."""
     (place / "f").write_bytes(b"content" * 100_000)
@@ -99,6 +101,7 @@ def test_a_file_unlinked_on_one_mount_stays_usable_where_it_is_open(place: Path,
         assert os.pread(descriptor, 14, 0) == b"CONTENTcontent"
 
 
+@pytest.mark.fault("R5")
 def test_a_file_renamed_over_on_one_mount_stays_usable_where_it_is_open(place: Path, other_place: Path) -> None:
     (place / "f").write_bytes(b"old" * 100_000)
     with opened(other_place / "f", os.O_RDONLY) as descriptor:
@@ -110,6 +113,7 @@ def test_a_file_renamed_over_on_one_mount_stays_usable_where_it_is_open(place: P
         assert os.pread(descriptor, 100, 0) == b"new"
 
 
+@pytest.mark.fault("R4")
 def test_disjoint_writes_into_one_chunk_both_stay(place: Path, other_place: Path) -> None:
     (place / "f").write_bytes(bytes(200_000))
     with opened(place / "f", os.O_RDWR) as one, opened(other_place / "f", os.O_RDWR) as two:
@@ -126,6 +130,7 @@ def test_disjoint_writes_into_one_chunk_both_stay(place: Path, other_place: Path
 
 
 @pytest.mark.parametrize("what", ["create", "mkdir", "link"])
+@pytest.mark.fault("R1")
 def test_of_several_who_make_one_name_exactly_one_succeeds(place: Path, other_place: Path, what: str) -> None:
     """O_EXCL, mkdir and link, from two mounts at the same moment."""
     (place / "source").touch()
@@ -161,6 +166,7 @@ def test_of_several_who_make_one_name_exactly_one_succeeds(place: Path, other_pl
         assert (len(won), lost) == (1, [errno.EEXIST] * 3)
 
 
+@pytest.mark.fault("R6")
 def test_a_truncation_elsewhere_does_not_come_back(place: Path, other_place: Path) -> None:
     """Cut on one mount, made longer on the other: zeros where it was cut."""
     (place / "f").write_bytes(b"x" * 100_000)

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Self
 
+from tests.support.fault_table import note_stall
+
 
 class Load:
     """Threads that make, rename, rewrite and remove small files, and know what must be there."""
@@ -31,6 +33,7 @@ class Load:
         for thread in self._threads:
             thread.join(60)
             assert not thread.is_alive()
+        note_stall(self.longest_seconds)
 
     def _run(self, who: int) -> None:
         number = 0
