@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.beside import Beside, remove
 from tests.support.cluster import Cluster, Mount
+from tests.support.processes import wait_for
 
 
 @pytest.fixture(scope="session")
@@ -49,8 +50,10 @@ def place(mount: Mount, request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 def other_place(place: Path, other_mount: Mount) -> Path:
-    """The test's directory, through the other mount."""
-    return other_mount.path / place.name
+    """The test's directory, through the other mount, which may take a second to see it."""
+    path = other_mount.path / place.name
+    wait_for(path.is_dir, "the other mount sees the test's directory")
+    return path
 
 
 @pytest.fixture(scope="session")
