@@ -16,7 +16,7 @@ from tests.support.manifest import Manifest
 from tests.support.processes import wait_for
 from tests.support.writing_program import WritingProgram
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.long]
 
 STALL_SECONDS_MAX = 15.0
 SLACK_SECONDS = 10.0
@@ -67,7 +67,6 @@ def test_each_container_is_killed_in_turn_under_load(replicated: Stack, tmp_path
     assert json.loads(replicated.dcs("status", "--json"))["missing"] == 0
 
 
-@pytest.mark.long
 def test_all_of_it_stops_and_starts(replicated: Stack) -> None:
     """Whoever was the primary then: nothing is lost and changes are taken again."""
     (replicated.mountpoint / "kept").write_text("through stop and start")

@@ -85,6 +85,7 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
 
 @pytest.mark.timeout(200)
 @pytest.mark.fault("M12")
+@pytest.mark.long
 def test_without_any_snapshot_the_files_are_rebuilt_from_the_replicas(cluster: Cluster) -> None:
     """A Redis that still has files is not touched."""
     assert "nothing is changed" in recover(cluster, expect=1)
