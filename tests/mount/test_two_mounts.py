@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,43 +14,6 @@ from tests.support.processes import wait_for
 
 CACHE_SECONDS = 1.0
 """How long a mount may believe what it knows of names and attributes."""
-
-APPENDER = """
-import os, sys
-path, who, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-for number in range(count):
-    # Each line by an open and a close of its own, or several through one descriptor.
-    if number % 10 == 0:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    line = f"{who} {number} " + "x" * (number * 37 % 300) + "\\n"
-    assert os.write(descriptor, line.encode()) == len(line)
-    if number % 10 == 9:
-        os.close(descriptor)
-    elif number % 3 == 0:
-        os.fsync(descriptor)
-"""
-
-
-@pytest.mark.fault("R3")
-def test_appended_lines_from_two_mounts_land_whole_and_once(place: Path, other_place: Path) -> None:
-    """Each writer's lines in its own order; none torn, none lost, none twice."""
-    count, writers = 150, []
-    for who in range(4):
-        path = (place if who % 2 else other_place) / "log"
-        writers.append(subprocess.Popen([sys.executable, "-c", APPENDER, path, str(who), str(count)]))
-    try:
-        assert [writer.wait(120) for writer in writers] == [0] * 4
-    finally:
-        for writer in writers:
-            writer.kill()
-            writer.wait(60)
-    lines = (place / "log").read_text().splitlines()
-    for who in range(4):
-        expected = [f"{who} {number} " + "x" * (number * 37 % 300) for number in range(count)]
-        assert [line for line in lines if line.startswith(f"{who} ")] == expected
-    assert len(lines) == 4 * count
-    time.sleep(CACHE_SECONDS)
-    assert (other_place / "log").read_text().splitlines() == lines
 
 
 def test_what_was_closed_is_seen_by_whoever_opens_later(place: Path, other_place: Path) -> None:
@@ -127,43 +87,6 @@ def test_disjoint_writes_into_one_chunk_both_stay(place: Path, other_place: Path
     for directory in (place, other_place):
         with opened(directory / "f", os.O_RDONLY) as descriptor:
             assert os.read(descriptor, 200_000) == period * 20
-
-
-@pytest.mark.parametrize("what", ["create", "mkdir", "link"])
-@pytest.mark.fault("R1")
-def test_of_several_who_make_one_name_exactly_one_succeeds(place: Path, other_place: Path, what: str) -> None:
-    """O_EXCL, mkdir and link, from two mounts at the same moment."""
-    (place / "source").touch()
-    time.sleep(CACHE_SECONDS)
-    for number in range(15):
-        won: list[int] = []
-        lost: list[int | None] = []
-        start = threading.Barrier(4)
-
-        def attempt(who: int, directory: Path, number: int = number, start: threading.Barrier = start,
-                    won: list[int] = won, lost: list[int | None] = lost) -> None:  # fmt: skip
-            start.wait(30)
-            try:
-                if what == "create":
-                    os.close(os.open(directory / str(number), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                elif what == "mkdir":
-                    (directory / str(number)).mkdir()
-                else:
-                    os.link(directory / "source", directory / str(number))
-            except OSError as error:
-                lost.append(error.errno)
-            else:
-                won.append(who)
-
-        threads = [
-            threading.Thread(target=attempt, args=(who, place if who % 2 else other_place), daemon=True)
-            for who in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        assert (len(won), lost) == (1, [errno.EEXIST] * 3)
 
 
 @pytest.mark.fault("R6")
