@@ -7,6 +7,7 @@ have written down do not change behind their back.
 
 from __future__ import annotations
 
+import random
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ REDIS_PORT = 6390
 """Not 6379: Debian's own Redis may be there."""
 NAMING_PORT = 8000
 STORAGE_PORTS = (5001, 5002, 5003)
+_OTHER_PORTS = range(12_000, 30_000)
+"""Below those that Linux gives to connections; see ip_local_port_range in ip(7)."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,5 @@ def is_free(port: int) -> bool:
 
 
 def any_free() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no connection takes while the cluster is stopped."""
+    return next(port for port in iter(lambda: random.choice(_OTHER_PORTS), None) if is_free(port))
