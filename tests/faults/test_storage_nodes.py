@@ -6,10 +6,11 @@ import errno
 import hashlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ import pytest
 from tests.support.cluster import Cluster, Mount, Node
 from tests.support.commands import MIB, opened, pattern, refused, sha256_of, write_pattern
 from tests.support.fault_table import note_stall
+from tests.support.load import Load
+from tests.support.manifest import Manifest
+from tests.support.processes import wait_for
+from tests.support.storage_node import RawConnection, StorageNode, header_of, raw_request
+from tests.support.watched import read_watched, write_watched
+from tests.support.writing_program import WritingProgram
 
 MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
 STALL_SECONDS_MAX = 5.0
@@ -61,44 +68,6 @@ def trusted_by(mount: Mount, cluster: Cluster) -> None:
     """All nodes are alive and a new mount thinks nothing bad of them: what is written now has three copies."""
     cluster.wait_alive(3)
     mount.remount()
-
-
-def write_watched(path: Path, size: int, act: Callable[[], object]) -> tuple[str, float]:
-    """Writes and syncs so many bytes, `act` called after a third; their SHA-256 and the longest call in seconds."""
-    digest, longest = hashlib.sha256(), 0.0
-    with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
-        for number, piece in enumerate(pattern(size)):
-            if number == size // MIB // 3:
-                act()
-            digest.update(piece)
-            began = time.monotonic()
-            assert os.write(descriptor, piece) == len(piece)
-            longest = max(longest, time.monotonic() - began)
-        began = time.monotonic()
-        os.fsync(descriptor)
-        longest = max(longest, time.monotonic() - began)
-    note_stall(longest)
-    return digest.hexdigest(), longest
-
-
-def read_watched(path: Path, act: Callable[[], object]) -> tuple[str, float]:
-    """Reads all of a file, `act` called after a third; its SHA-256 and the longest call in seconds."""
-    digest, longest, at, size = hashlib.sha256(), 0.0, 0, path.stat().st_size
-    acted = False
-    with opened(path, os.O_RDONLY) as descriptor:
-        while at < size:
-            if at > size // 3 and not acted:
-                acted = True
-                act()
-            began = time.monotonic()
-            piece = os.read(descriptor, MIB)
-            longest = max(longest, time.monotonic() - began)
-            assert piece
-            digest.update(piece)
-            at += len(piece)
-    assert acted
-    note_stall(longest)
-    return digest.hexdigest(), longest
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
@@ -231,3 +200,50 @@ def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cl
         assert time.monotonic() - began < 5
     mounted.wait_alive(3)
     (mount.path / "after").write_bytes(b"works")
+
+
+@pytest.mark.fault("S6")
+def test_nodes_restarted_one_after_another_go_unnoticed(mounted: Cluster, mount: Mount, tmp_path: Path) -> None:
+    """By SIGTERM, under programs that write and change names: no error and no long stall."""
+    trusted_by(mount, mounted)
+    directory, manifest = mount.path / "restarts", tmp_path / "promises"
+    directory.mkdir()
+    load = Load(directory / "load", threads=2)
+    with load, WritingProgram(directory, manifest, seed=6) as program:
+        for node in mounted.nodes:
+            program.must_go_on()
+            node.restart()
+            mounted.wait_alive(3)
+        program.must_go_on()
+    stall = max(load.longest_seconds, program.stall_seconds)
+    note_stall(stall)
+    assert stall < STALL_SECONDS_MAX
+    mount.remount()
+    load.check(directory / "load")
+    promised = Manifest()
+    promised.read(manifest)
+    promised.check(directory, promised.names)
+
+
+@pytest.mark.fault("S6")
+def test_a_node_that_is_stopped_finishes_what_it_began_and_takes_nothing_new(tmp_path: Path) -> None:
+    """The upload that was under way is answered, and is there after the restart."""
+    node, body = StorageNode(tmp_path), os.urandom(3 * MIB)
+    node.start()
+    request = raw_request("PUT", "/v1/extents/7-1", body, f"dcs-extent: {header_of(body).pack()}")
+    try:
+        with RawConnection(node.address) as connection, RawConnection(node.address) as other:
+            connection.send(request[: len(request) // 2])
+            wait_for(lambda: node.http.get("/v1/space").status_code == 200, "the node works")
+            node.signal(signal.SIGTERM)
+            assert other.is_closed(), "a connection without a request under way is closed"
+            with pytest.raises(OSError, match="refused"):
+                RawConnection(node.address)
+            connection.send(request[len(request) // 2 :])
+            assert connection.reply().status == 201
+        wait_for(lambda: not node.is_running, "the node has ended")
+        assert node.exit_status == 0
+        node.start()
+        assert node.get("7-1").content == body
+    finally:
+        node.close()

@@ -125,6 +125,8 @@ def is_mounted(path: Path) -> bool:
 
 class Cluster:
     namings_at_start = 1
+    host = "127.0.0.1"
+    """Where the naming servers and the storage nodes listen."""
 
     def __init__(self, nodes: int = 3, **settings: str) -> None:
         """`settings` are environment variables of all its programs, over SHORT; CHUNK_SIZE="1024" and so on."""
@@ -132,7 +134,7 @@ class Cluster:
         (self.directory / "logs").mkdir()
         self.redis_port = free_port()
         naming_ports = [free_port() for _ in range(self.namings_at_start)]
-        self.addresses = [f"127.0.0.1:{port}" for port in naming_ports]
+        self.addresses = [f"{self.host}:{port}" for port in naming_ports]
         """Of the naming servers."""
         self.address = self.addresses[0]
         self.naming_url = f"http://{self.address}"
@@ -259,8 +261,8 @@ class Cluster:
     def _make_naming(self, index: int, port: int) -> Process:
         command: list[str | Path] = [sys.executable, "-m", "servers.naming"]
         return self._process(
-            "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"127.0.0.1:{port}"),
-            PORT=str(port), REDIS_URL=self._redis_url(),
+            "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"{self.host}:{port}"),
+            HOST=self.host, PORT=str(port), REDIS_URL=self._redis_url(),
         )  # fmt: skip
 
     def limit_disk(self, index: int, size: int) -> None:
@@ -274,9 +276,9 @@ class Cluster:
 
     def _new_node(self) -> Node:
         index, port = len(self.nodes) + 1, free_port()
-        address = f"127.0.0.1:{port}"
+        address = f"{self.host}:{port}"
         data_dir = self.directory / f"node{index}"
-        environment = {**self.environment, "PORT": str(port), "DATA_DIR": str(data_dir)}
+        environment = {**self.environment, "HOST": self.host, "PORT": str(port), "DATA_DIR": str(data_dir)}
         log = self.directory / "logs" / f"node{index}.log"
         node = Node(
             f"node{index}", [sys.executable, "-m", "servers.storage"], environment, log, lambda: is_healthy(address)
@@ -292,12 +294,13 @@ class Cluster:
         self.wait_alive(len(self.nodes))
         return node
 
-    def mount(self, name: str = "mnt", *options: str, **environment: str) -> Mount:
-        """A mount below the cluster's directory, working. `options` as `python -m fusefs` takes them."""
+    def mount(self, name: str = "mnt", *options: str, through: Sequence[str] = (), **environment: str) -> Mount:
+        """A mount below the cluster's directory, working. `options` as `python -m fusefs` takes them; `through` is
+        a program that becomes the one it is told to run, such as nsenter."""
         path = self.directory / name
         path.mkdir(exist_ok=True)
         command: list[str | Path] = [
-            sys.executable, "-m", "fusefs", path, "--naming-url", self.naming_urls, "--foreground", *options,
+            *through, sys.executable, "-m", "fusefs", path, "--naming-url", self.naming_urls, "--foreground", *options,
         ]  # fmt: skip
         mount = Mount(path, self._process(f"mount-{name}", command, lambda: is_mounted(path), **environment))
         self.mounts.append(mount)

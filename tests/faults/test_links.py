@@ -1,0 +1,233 @@
+"""What lies between a mount and the servers fails: packets lost one way or both, connections reset, links cut.
+
+`far` is a mount at the end of a wire of its own; `near` is on the servers' side, and knows what really is there.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import pytest
+
+from tests.support.caller import Caller
+from tests.support.cluster import Cluster, Mount
+from tests.support.commands import MIB, opened, sha256_of
+from tests.support.fault_table import note_stall
+from tests.support.load import Load, wait_steps
+from tests.support.manifest import Manifest
+from tests.support.processes import wait_for
+from tests.support.watched import read_watched, write_watched
+from tests.support.wire import Wire, WiredCluster
+from tests.support.writing_program import WritingProgram
+
+LEASE_SECONDS = 25
+STALL_SECONDS_MAX = 5.0
+"""One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+LOST_SECONDS = 5.0
+"""How long answers are lost."""
+FILE_MIB = 96
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with Wire() as wire:
+        yield wire
+
+
+@pytest.fixture(scope="module")
+def wired(wire: Wire) -> Iterator[WiredCluster]:
+    """Three nodes. At the end no extent is missing, and none is left that no file shows."""
+    with WiredCluster(wire, SESSION_LEASE_SECONDS=str(LEASE_SECONDS)) as cluster:
+        yield cluster
+        for mount in cluster.mounts:
+            mount.unmount()
+        cluster.wait_clean()
+
+
+@pytest.fixture(scope="module")
+def near(wired: WiredCluster) -> Mount:
+    return wired.mount("near")
+
+
+@pytest.fixture(scope="module")
+def far(wired: WiredCluster, wire: Wire) -> Mount:
+    return wired.mount("far", through=wire.enter)
+
+
+@contextmanager
+def promises_kept(far: Mount, near: Mount, name: str) -> Iterator[tuple[Load, WritingProgram]]:
+    """Programs make, append, rename and remove on `far` all the while; then `near` shows what they were promised."""
+    (far.path / name).mkdir()
+    manifest = far.path.parent / f"promises-{name}"
+    load = Load(far.path / name / "load", threads=2)
+    with load, WritingProgram(far.path / name, manifest, seed=1) as program:
+        wait_steps(load, 20)
+        yield load, program
+        wait_steps(load, 40)
+        program.must_go_on()
+    note_stall(program.stall_seconds)
+    near.remount()
+    load.check(near.path / name / "load")
+    promised = Manifest()
+    promised.read(manifest)
+    promised.check(near.path / name, promised.names)
+    assert promised.promised > 5
+
+
+@pytest.mark.fault("N5")
+@pytest.mark.parametrize("lost", ["answers", "all that comes back"])
+def test_what_the_naming_server_did_without_our_hearing_of_it_takes_effect_once(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount, lost: str
+) -> None:
+    """A stall and no error; nothing is done twice, nothing that was confirmed is missing."""
+    lose = wire.lose_answers if lost == "answers" else wire.lose_all_from
+    with promises_kept(far, near, f"n5-{lost[:3]}") as (load, program), lose(wired.address) as rules:
+        time.sleep(LOST_SECONDS)
+    assert rules.packets > 0
+    assert max(load.longest_seconds, program.stall_seconds) < LOST_SECONDS + STALL_SECONDS_MAX
+
+
+@pytest.mark.fault("N5")
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_what_nodes_stored_without_our_hearing_of_it_is_a_stall(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount, nodes: int
+) -> None:
+    """Short where others are left, else until answers come again; no error, and the right bytes."""
+    silent = [node.address for node in wired.nodes[:nodes]]
+    far.remount()
+    with promises_kept(far, near, f"n5-nodes-{nodes}") as (load, program), wire.lose_answers(*silent) as rules:
+        time.sleep(LOST_SECONDS)
+    assert rules.packets > 0
+    stall = max(load.longest_seconds, program.stall_seconds)
+    assert stall < STALL_SECONDS_MAX + (LOST_SECONDS if nodes == 3 else 0)
+
+
+def fault_between(wire: Wire, address: str, fault: str) -> AbstractContextManager[object]:
+    return wire.cut(address) if fault == "cut off" else wire.refuse(address)
+
+
+@pytest.mark.parametrize("fault", [pytest.param("cut off", marks=pytest.mark.fault("N1")),
+                                   pytest.param("refused", marks=pytest.mark.fault("N2"))])  # fmt: skip
+def test_a_node_that_only_this_mount_cannot_reach_goes_unnoticed(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount, fault: str
+) -> None:
+    """In the middle of writing and of reading: no error, no long stall, the right bytes. The naming server and the
+    other nodes go on to hear of it, so it stays alive for everybody."""
+    node = wired.nodes[0]
+    name = f"one-{fault[:3]}"
+    far.remount()
+    with ExitStack() as faults:
+        digest, writing = write_watched(
+            far.path / name, FILE_MIB * MIB, lambda: faults.enter_context(fault_between(wire, node.address, fault))
+        )
+    assert sha256_of(near.path / name) == digest
+    far.remount()
+    with ExitStack() as faults:
+        found, reading = read_watched(
+            far.path / name, lambda: faults.enter_context(fault_between(wire, node.address, fault))
+        )
+    assert found == digest
+    assert max(writing, reading) < STALL_SECONDS_MAX
+    assert any(row["number"] == node.number and row["state"] == "alive" for row in nodes_of(wired))
+    (near.path / name).unlink()
+
+
+@pytest.mark.fault("N2")
+def test_a_node_that_refuses_connections_costs_small_files_nothing(wired: WiredCluster, wire: Wire, far: Mount) -> None:
+    """Files made and read one after another, the first of them as the connections are reset."""
+    (far.path / "refused").mkdir()
+    far.remount()
+    (far.path / "refused" / "before").write_bytes(b"connections are there")
+    with wire.refuse(wired.nodes[1].address) as rules:
+        longest = 0.0
+        for number in range(40):
+            began = time.monotonic()
+            (far.path / "refused" / str(number)).write_bytes(b"%d" % number * 1000)
+            longest = max(longest, time.monotonic() - began)
+    assert rules.packets > 0
+    note_stall(longest)
+    assert longest < 1
+    far.remount()
+    for number in range(40):
+        assert (far.path / "refused" / str(number)).read_bytes() == b"%d" % number * 1000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.fault("N3")
+def test_without_any_node_reads_and_writes_fail_in_time_and_names_go_on(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    """EIO for a read within 15 s and for a close within 30 s; all is well within 5 s of the nodes' return, and what
+    could not be stored is then stored."""
+    content = os.urandom(3 * MIB)
+    (far.path / "cold").write_bytes(content)
+    far.remount()
+    with Caller() as reader, Caller() as writer:
+        read = reader.do("open", far.path / "cold", os.O_RDONLY)
+        written = writer.do("open", far.path / "unstored", os.O_RDWR | os.O_CREAT)
+        writer.do("write", written, b"kept" * 50_000)
+        with wire.cut(*(node.address for node in wired.nodes)):
+            reader.begin("pread", read, MIB, 0)
+            writer.begin("close", written)
+            began = time.monotonic()
+            assert {"cold", "unstored"} <= set(os.listdir(far.path))
+            (far.path / "renamed-meanwhile").mkdir()
+            assert (far.path / "cold").stat().st_size == len(content)
+            assert time.monotonic() - began < 5
+            failed_read, failed_close = reader.end(), writer.end()
+        assert (failed_read.errno, failed_close.errno) == (errno.EIO, errno.EIO)
+        assert failed_read.seconds < 15 + 2
+        assert failed_close.seconds < 30 + 3
+        note_stall(failed_close.seconds)
+        began = time.monotonic()
+        assert reader.do("pread", read, 4 * MIB, 0) == content
+        with opened(far.path / "afterwards", os.O_WRONLY | os.O_CREAT) as descriptor:
+            os.write(descriptor, b"synced")
+            os.fsync(descriptor)
+        assert time.monotonic() - began < 5
+    wait_for(lambda: (near.path / "unstored").stat().st_size == 200_000, "what was not stored is, later")
+    assert (near.path / "unstored").read_bytes() == b"kept" * 50_000
+
+
+@pytest.mark.fault("N4")
+def test_the_naming_server_out_of_reach_for_a_while_is_a_stall_and_no_error(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    """Open files are read on meanwhile."""
+    content = os.urandom(300_000)
+    (near.path / "read-on").write_bytes(content)
+    time_cut(wired, wire, far, near, content, 5)
+
+
+@pytest.mark.long
+@pytest.mark.fault("N4")
+def test_the_naming_server_out_of_reach_for_twenty_seconds_is_a_stall_and_no_error(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    content = os.urandom(300_000)
+    (near.path / "read-on").write_bytes(content)
+    time_cut(wired, wire, far, near, content, 20)
+
+
+def time_cut(wired: WiredCluster, wire: Wire, far: Mount, near: Mount, content: bytes, seconds: int) -> None:
+    far.remount()
+    with promises_kept(far, near, f"n4-{seconds}") as (load, program), Caller() as reader:
+        descriptor = reader.do("open", far.path / "read-on", os.O_RDONLY)
+        assert reader.do("pread", descriptor, 10, 0) == content[:10]
+        with wire.cut(wired.address) as rules:
+            began = time.monotonic()
+            assert reader.do("pread", descriptor, 200_000, 1000) == content[1000:201_000]
+            assert time.monotonic() - began < STALL_SECONDS_MAX
+            time.sleep(seconds)
+    assert rules.packets > 0
+    assert max(load.longest_seconds, program.stall_seconds) < seconds + STALL_SECONDS_MAX
+
+
+def nodes_of(cluster: Cluster) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = cluster.rest("GET", "/v1/nodes").json()["nodes"]
+    return rows
