@@ -27,6 +27,7 @@ from servers.storage.extent_store import ExtentStore
 from servers.storage.heartbeat import DiskReport, Heartbeat, Report, naming_addresses, reachable_address
 from servers.storage.known_volume import KnownVolume
 from servers.storage.obedience import Obedience
+from servers.storage.recent import verify_recent
 from servers.storage.replicate import Pace, Replicator
 from servers.storage.scrub import Scrub
 from servers.storage.settings import Settings
@@ -85,6 +86,8 @@ class StorageNode:
                 tasks.create_task(self._or_stop(self.syncer.run()))
                 others = [self.heartbeat.run(), self._damage_reports.run(), self._watch_disks()]
                 others += [self._purge_condemned(), *(scrub.run() for scrub in self.scrubs.values())]
+                rate = self._settings.scrub_bytes_per_second_max
+                others += [verify_recent(self.store, disk, rate) for disk in self.disks]
                 running = [tasks.create_task(self._or_stop(other)) for other in others]
                 try:
                     yield

@@ -1,0 +1,64 @@
+"""A disk whose power can be cut: ext4 on a loop device, so the kernel itself says what survives.
+
+    with JournaledDisk(directory, size) as disk:
+        ...
+        disk.lose_power()        # what was not synced is gone, and nothing can be written any more
+        (end whoever uses it)
+        disk.come_back()         # as after a reboot: the journal is played back
+
+The file system is shut down as xfstests do it (FS_IOC_SHUTDOWN without a flush of the journal). Needs root.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import subprocess
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+FS_IOC_SHUTDOWN = 0x8004587D
+"""_IOR('X', 125, __u32), the same for ext4, xfs and f2fs."""
+NO_LOG_FLUSH = 2
+COMMAND_SECONDS = 60.0
+
+
+class JournaledDisk:
+    def __init__(self, path: Path, size: int) -> None:
+        """`path` is the directory to mount it on; beside it lies its image, a sparse file."""
+        self.path = path
+        self._image = path.with_name(path.name + ".image")
+        self._size = size
+
+    def __enter__(self) -> Self:
+        self.path.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(self._size)
+        self._run("mkfs.ext4", "-q", "-m", "0", self._image)
+        self.come_back()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.path.is_mount():
+            self._run("umount", "-l", self.path)
+        self._image.unlink()
+
+    def lose_power(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+        finally:
+            os.close(descriptor)
+
+    def come_back(self) -> None:
+        if self.path.is_mount():
+            self._run("umount", self.path)
+        self._run("mount", "-o", "loop", self._image, self.path)
+
+    @staticmethod
+    def _run(*command: str | Path) -> None:
+        subprocess.run(command, check=True, timeout=COMMAND_SECONDS)
