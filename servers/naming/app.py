@@ -46,6 +46,8 @@ STATUS_OF_ERRNO = {
     116: 404, TOO_OLD: 503,
 }  # fmt: skip
 
+SNAPSHOTS_LOOK_SECONDS = 1.0
+
 DESCRIPTION = """Names, attributes and chunk maps of a Distributed Chunk Storage volume.
 
 Every route but `/health` wants `Authorization: Bearer <cluster secret>`."""
@@ -109,7 +111,7 @@ def _status_of(error: DcsError) -> int:
 
 def _jobs(service: Service) -> list[Job]:
     pace = service.settings.background_interval_seconds
-    repair = Repair(service)
+    repair, snapshots = Repair(service), Snapshots(service)
     return [
         Job("expiry", pace, lambda: expire_sessions(service)),
         Job("reap", pace, lambda: reap(service)),
@@ -121,7 +123,8 @@ def _jobs(service: Service) -> list[Job]:
         Job("rebalance", service.settings.rebalance_interval_seconds, Rebalance(service, repair).run),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
         Job("trash", max(1.0, pace), TrashKeeper(service).run),
-        Job("snapshots", min(60.0, service.settings.snapshot_interval_seconds or 60.0), Snapshots(service).run),
+        Job("snapshots", SNAPSHOTS_LOOK_SECONDS, snapshots.run),
+        Job("tail", service.settings.tail_interval_seconds, snapshots.run_tail),
         Job("compaction", service.settings.compaction_interval_seconds, Compaction(service).run),
     ]
 

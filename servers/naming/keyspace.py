@@ -12,7 +12,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     orphan_grace_ms, condemned_grace_ms,    holds deletions, `brake` while garbage
                                     outage_ms, alive_ms, safe, held,        waits to be confirmed
                                     brake, brake_off_ms, trash_ms,
-                                    trash_bytes
+                                    trash_bytes; stored_seq, the latest
+                                    change that the storage nodes have too
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
@@ -41,7 +42,7 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     for a very long one                     that is gone may be in it
     :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then
     :trash_from             hash    inode -> {parent, name, ...}            the same inodes; lua/trash.lua
-    :snapshots              zset    change number by when it was taken, ms  their parts are on storage nodes
+    :snapshots              zset    change number by when it was taken, ms  their parts and tails are on storage nodes
     :thin                   set     extents with too few replicas           a map shows them; right for files that
                                                                             are not in :recount
     :recount                hash    inode -> the change that asked for      a file, or gone

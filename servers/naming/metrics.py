@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,11 @@ async def naming_metrics(service: Service) -> list[Metric]:
         counters("dcs_naming_operations", "Calls of functions in Redis, by verb.", "verb", service.store.calls_by_verb),
         counter("dcs_naming_redis_retries", "Calls sent again because the connection broke.", calls["retries"]),
         gauge("dcs_naming_redis_calls_under_way", "Calls that wait for Redis.", calls["under_way"]),
+        gauge(
+            "dcs_naming_metadata_tail_lag_seconds",
+            "For how long Redis alone has had a change of the metadata; 0 where this server does not lead.",
+            time.monotonic() - service.unstored_since if service.unstored_since else 0.0,
+        ),
         gauge("dcs_naming_redis_up", "1 while Redis answers and has the volume.", _is_up(service)),
     ]
     try:
@@ -72,6 +78,8 @@ def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Met
         gauge("dcs_volume_trash_bytes", "Bytes of removed files, each counted once.", v["trash_bytes"]),
         gauge("dcs_volume_long_chunks", "Chunks with long lists of segments, to be compacted.", v["long"]),
         gauge("dcs_volume_snapshot_age_seconds", "Since the metadata was stored on the nodes.", v["snapshot_age_s"]),
+        gauge("dcs_volume_changes_unstored", "Changes of the metadata that Redis alone has, not the nodes.",
+              max(0, v["seq"] - v["stored_seq"])),
         gauge("dcs_volume_maps_purging", "Chunk maps being let go of.", v["purging"]),
         gauge("dcs_volume_sessions", "Mounts and commands at work.", v["sessions"]),
         counter("dcs_volume_changes", "The volume's change counter.", v["seq"]),

@@ -1,8 +1,9 @@
 """`python -m servers.naming.recover`, also as `dcs recover`: an empty Redis becomes the volume again.
 
-From the latest snapshot of the metadata that the storage nodes have whole; what they hold besides, written
-since or, without any snapshot, all of it, becomes files in /lost+found, as far as the replicas tell. Stop all
-naming servers first, and start them afterwards. Deletions are held until `dcs gc --resume`.
+From the latest snapshot of the metadata that the storage nodes have whole, and the changes after it that they have.
+What they hold besides, written in the last seconds or, without any snapshot, all of it, becomes files in /lost+found,
+as far as the replicas tell. Stop all naming servers first, and start them afterwards. Deletions are held until
+`dcs gc --resume`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,16 @@ from servers.protocol.ids import ROOT_INODE, ExtentId, NodeNumber, extent_sessio
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX
 from servers.protocol.names import unescape
 from servers.protocol.naming_api import pack_segments
-from servers.protocol.snapshots import MANIFEST, Manifest, complete, is_part, part_id, unpack_manifest
+from servers.protocol.snapshots import (
+    MANIFEST,
+    Manifest,
+    complete,
+    is_part,
+    is_tail,
+    part_id,
+    tail_parts,
+    unpack_manifest,
+)
 from servers.serving.access import SecretError, load_secret
 
 log = logging.getLogger(__name__)
@@ -82,10 +92,13 @@ async def _recover(settings: NamingSettings, secret: str, addresses: list[str], 
         await _check_empty(place, key)
         source = await _latest(storage, held) if use_snapshot else None
         if source is not None:
-            with tempfile.NamedTemporaryFile(prefix="dcs-snapshot-", suffix=".rdb") as rdb:
-                await _fetch(storage, held, source, Path(rdb.name))
-                await restore(place, place.endpoints[0], Path(rdb.name))
+            with tempfile.TemporaryDirectory(prefix="dcs-snapshot-") as directory:
+                rdb, changes = Path(directory, "snapshot.rdb"), Path(directory, "changes")
+                await _fetch(storage, held, source, rdb)
+                parts = await _fetch_tail(storage, held, source.seq, changes)
+                await restore(place, place.endpoints[0], rdb, changes)
             print(f"Restored the snapshot of change {source.seq}: {source.size} bytes.")
+            print(f"Made the changes after it, up to change {await _volume_seq(place, key)}: {parts} parts.")
         else:
             await _make_volume(storage, place.endpoints[0], place, key, held, settings, secret)
             print("No snapshot was restored: the volume begins anew.")
@@ -164,6 +177,32 @@ async def _fetch(storage: StorageClient, held: dict[str, set[ExtentId]], manifes
             file.write(data)
     if digest.hexdigest() != manifest.sha256:
         raise CannotRecover(f"the snapshot of change {manifest.seq} is not what was stored; try --no-snapshot")
+
+
+async def _fetch_tail(storage: StorageClient, held: dict[str, set[ExtentId]], seq: int, changes: Path) -> int:
+    """Writes what is there of the snapshot's tail, up to the first part that is missing. Returns how many parts."""
+    everything = set().union(*held.values())
+    parts = tail_parts(seq, everything)
+    stored = sum(is_tail(extent, seq) for extent in everything)
+    with changes.open("wb") as file:
+        for number, part in enumerate(parts):
+            try:
+                file.write(await _read(storage, held, part))
+            except DcsError as error:
+                log.warning("%s", error)
+                parts = parts[:number]
+                break
+    if len(parts) < stored:
+        log.warning("of %d parts of changes after the snapshot only the first %d are there", stored, len(parts))
+    return len(parts)
+
+
+async def _volume_seq(place: RedisPlace, key: str) -> int:
+    connection = await _open(place)
+    try:
+        return int(await connection.send("HGET", f"{key}:volume", "seq"))
+    finally:
+        connection.abort()
 
 
 async def _make_volume(

@@ -21,7 +21,7 @@ import contextlib
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 from uuid import uuid4
 
@@ -40,9 +40,9 @@ from servers.naming.redis_connection import (
     connect,
     connect_to_socket,
 )
+from servers.naming.redis_feed import Feed
 from servers.naming.redis_primary import Primary, find_primary
-from servers.naming.redis_snapshot import take
-from servers.naming.redis_url import parse_redis_url
+from servers.naming.redis_url import Endpoint, parse_redis_url
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
 from servers.protocol.geometry import is_chunk_size
@@ -224,10 +224,24 @@ class RedisStore:
                 raise TryAgain(str(error)) from error
             raise
 
-    def snapshot(self) -> AsyncIterator[bytes]:
-        """All of Redis at one moment, as an RDB file. Raises OSError, TryAgain."""
+    @property
+    def key(self) -> bytes:
+        """Of the volume: see keyspace.py."""
+        return self._key
+
+    async def feed(self) -> Feed:
+        """All of Redis at one moment, and what it changes from then on. Raises TryAgain.
+
+        From a replica, where there are any: Sentinels would take us for one of the primary's."""
         endpoints = self._place.endpoints
-        return take(self._place, self._primary.endpoint if self._primary else endpoints[0] if endpoints else None)
+        endpoint = endpoints[0] if endpoints else None
+        if self._place.is_replicated:
+            said = (await self.command("INFO", "replication")).decode()
+            found = re.search(r"^slave\d+:ip=(.*),port=(\d+),state=online", said, re.MULTILINE)
+            if found is None:
+                raise TryAgain("Redis has no replica that a snapshot could be taken from")
+            endpoint = Endpoint(found[1], int(found[2]))
+        return await Feed.open(self._place, endpoint, self._key)
 
     # The connection.
 

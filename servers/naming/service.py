@@ -45,6 +45,8 @@ class Service:
         self.requests = Requests()
         self.jobs = Requests()
         """The runs of background jobs."""
+        self.unstored_since: float | None = None
+        """For how long Redis alone has had some change, on the monotonic clock, as far as the leader knows."""
         self.patience = Patience(
             settings.suspect_after_seconds, settings.dead_after_seconds, settings.returns_tolerated
         )

@@ -44,6 +44,10 @@ class NamingSettings(BaseSettings):
     garbage_interval_seconds: float = Field(600, gt=0)
     snapshot_interval_seconds: float = Field(3600, ge=0)
     """How often a snapshot of the metadata is stored on the nodes; 0: never."""
+    snapshots_apart_seconds: float = Field(60, ge=0)
+    """At least so long, also when the changes after the last one cannot be followed any more."""
+    tail_interval_seconds: float = Field(2, gt=0)
+    """How often what changed after the snapshot is stored on the nodes too."""
     compaction_quiet_seconds: float = Field(10, ge=0)
     """A chunk with a long list of segments is compacted when nobody wrote to it for so long."""
     compaction_interval_seconds: float = Field(5, gt=0)

@@ -1,8 +1,11 @@
-"""How a snapshot of the metadata lies on the storage nodes: pure.
+"""How a snapshot of the metadata, and its tail, lie on the storage nodes: pure.
 
-It is cut into extents of session 0, which no client ever has. An id's counter is the volume's change number
-when it was taken, times 65,536, plus the part. The last part, 65,535, is stored when all others are: it says
-what they are, so a snapshot with it is complete.
+They are extents of session 0, which no client ever has. An id's counter is a change number of the volume that
+the snapshot has for itself, times 65,536, plus the part:
+
+    0 to 32,767         the snapshot, cut into pieces: an RDB file of Redis
+    32,768 to 65,534    its tail: what Redis changed since, as it tells its replicas, each part whole transactions
+    65,535              the manifest: stored when the snapshot's pieces are, so a snapshot with it is complete
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_sess
 
 PARTS = 65_536
 MANIFEST = PARTS - 1
+TAIL = PARTS // 2
+TAIL_PARTS_MAX = MANIFEST - TAIL
 NO_SESSION = SessionNumber(0)
 
 
@@ -55,3 +60,16 @@ def complete(extents: Iterable[ExtentId]) -> list[int]:
     """The change numbers of the snapshots whose manifest is among the extents, the latest first."""
     counters = (int.from_bytes(extent[8:], "big") for extent in extents if is_part(extent))
     return sorted({counter // PARTS for counter in counters if counter % PARTS == MANIFEST}, reverse=True)
+
+
+def is_tail(extent: ExtentId, seq: int) -> bool:
+    return part_id(seq, TAIL) <= extent < part_id(seq, MANIFEST)
+
+
+def tail_parts(seq: int, extents: Iterable[ExtentId]) -> list[ExtentId]:
+    """What is there of the snapshot's tail, in its order: up to the first part that is not."""
+    there = set(extents)
+    found: list[ExtentId] = []
+    while len(found) < TAIL_PARTS_MAX and (part := part_id(seq, TAIL + len(found))) in there:
+        found.append(part)
+    return found

@@ -246,6 +246,7 @@ class Cluster:
         data = self.directory / "redis"
         data.mkdir()
         words = f"--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --maxmemory-policy noeviction"
+        words += " --repl-diskless-sync-delay 0 --shutdown-timeout 0"
         command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
         return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
 

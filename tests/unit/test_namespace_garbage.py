@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.snapshots import MANIFEST, TAIL, part_id
 from tests.support.volume import Session, Volume
 
 GARBAGE, NEEDED, CONDEMNED, IN_FLIGHT = 0, 1, 2, 3
@@ -74,3 +75,17 @@ def test_the_brake_is_noted_and_let_off(volume: Volume) -> None:
     now, _, why, off = volume.call("deletions")
     assert why == b""
     assert off > now
+
+
+def test_the_parts_of_a_snapshot_are_needed_while_it_is_noted(volume: Volume) -> None:
+    """Also after a recovery, when the change counter goes on by the clock: 65,536 times that is more than fits a
+    double."""
+    volume.call("recovered", session=1, why="a test")
+    (number,) = volume.call("snapshot")
+    assert number > 2**40
+    parts = [part_id(number, part) for part in (0, TAIL, MANIFEST)]
+    other = part_id(number + 1, 0)
+    assert volume.call("known", extents=[*parts, other]) == [NEEDED] * 3 + [GARBAGE]
+    volume.call("snapshot_over", seq=number, keep=0)
+    assert volume.call("known", extents=parts) == [GARBAGE] * 3
+    volume.call("hold", why="")

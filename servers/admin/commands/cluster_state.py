@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from servers.admin.alarms import disk_states, disk_troubles, scrub_age
+from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age
 from servers.admin.commands.options import Json, Name, Watch, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.errors import one_line
@@ -56,6 +56,7 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     yield "naming servers", ", ".join(f"{server['address']} {server['state']}" for server in s["naming_servers"])
     yield "redis", s["redis"] + (f", SAFE MODE, read-only: {s['safe_because']}" if s["safe_mode"] else "")
     yield "volume", s["volume"]
+    yield "metadata", _metadata(s)
     yield "space", f"{human_bytes(s['free_bytes'])} free of {human_bytes(s['total_bytes'])}, as files can use it"
     yield "files", f"{s['files']} files, {s['directories']} directories, {human_bytes(s['bytes'])}"
     yield "extents", f"{s['extents']}, each on {s['replication_factor']} nodes; {human_bytes(s['chunk_size'])} chunks"
@@ -74,6 +75,14 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
         yield "disk", trouble
     yield "deleted but open", s["orphans"]
     yield "sessions", s["sessions"]
+
+
+def _metadata(s: dict[str, Any]) -> str:
+    if not s["changes_stored"]:
+        return f"{s['changes']} changes, only in Redis"
+    unstored = max(0, s["changes"] - s["changes_stored"])
+    age = duration(s["snapshot_age_seconds"])
+    return f"{s['changes']} changes, {unstored or 'none'} of them only in Redis; snapshot {age} ago"
 
 
 def nodes(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:

@@ -1,8 +1,13 @@
-"""The metadata is kept on the storage nodes too: a snapshot every hour, for the day on which Redis is lost.
+"""The metadata is kept on the storage nodes too: a snapshot every hour and, every other second, what changed since.
+For the day on which Redis is lost.
 
 See servers/protocol/snapshots.py for how it lies there, and servers/naming/recover.py for the way back. A
 snapshot is noted before its first part is stored, so none of its parts is garbage; one that fails, or that
-three later ones have replaced, is forgotten, and its parts are.
+three later ones have replaced, is forgotten, and its parts are. While another is taken, the tail of the last one goes
+on; and the new one is complete only when its own tail has reached what there was by then. Where changes cannot be
+followed any more (Redis or the leader is another, the connection broke) another snapshot is taken.
+
+Two jobs of the leader: one takes snapshots, the other stores tails. Each has its turns one after the other.
 """
 
 from __future__ import annotations
@@ -11,17 +16,22 @@ import hashlib
 import logging
 import time
 
+from servers.naming.background.metadata_tail import Tail
+from servers.naming.redis_feed import Feed, FeedBroken
+from servers.naming.redis_stream import NotAStream
 from servers.naming.service import Service, alive
 from servers.protocol.checksum import block_sums
 from servers.protocol.errors import DcsError
 from servers.protocol.limits import CHUNK_BYTES_DEFAULT
 from servers.protocol.placement import choose_nodes
-from servers.protocol.snapshots import MANIFEST, Manifest, part_id
+from servers.protocol.snapshots import MANIFEST, TAIL, TAIL_PARTS_MAX, Manifest, part_id
 from servers.protocol.storage_api import ExtentHeader
 
 log = logging.getLogger(__name__)
 
 KEPT = 3
+PARTS_AT_ONCE_MAX = 16
+"""Of a tail, in one turn of its job."""
 PUT_SECONDS = 60.0
 FIRST_BYTE_SECONDS = 30.0
 
@@ -29,49 +39,116 @@ FIRST_BYTE_SECONDS = 30.0
 class Snapshots:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._interval_ms = int(service.settings.snapshot_interval_seconds * 1000)
-        self.taken = 0
+        settings = service.settings
+        self._interval_ms = int(settings.snapshot_interval_seconds * 1000)
+        self._apart_ms = min(int(settings.snapshots_apart_seconds * 1000), self._interval_ms)
+        self._not_before = 0.0
+        self._under_way = 0
+        self._tail: Tail | None = None
+        """Of the last snapshot, if this process took it and nothing came between."""
+
+    # Snapshots.
 
     async def run(self) -> None:
-        if not self._interval_ms:
+        if not self._interval_ms or self._service.store.fault is not None:
             return
         store = self._service.store
-        now_ms, seq, replicas, *known = await store.ask("snapshots")
-        if known and now_ms - known[-1] < self._interval_ms:
+        now_ms, _, replicas, _, *known = await store.ask("snapshots")
+        wait_ms = self._interval_ms if self._is_followed(known) else self._apart_ms
+        if (known and now_ms - known[-1] < wait_ms) or time.monotonic() < self._not_before:
             return
-        await store.ask("snapshot", seq=seq)
-        if known and known[-2] == seq:
-            return  # Nothing has changed: the last one is as good now.
+        self._not_before = time.monotonic() + self._apart_ms / 1000
+        (number,) = await store.ask("snapshot")
+        self._under_way = number
         try:
-            size = await self._store_parts(seq, now_ms // 1000, replicas)
+            tail = await self._take(number, now_ms // 1000, replicas)
         except BaseException:
-            await store.ask("snapshot_over", seq=seq, keep=0)
+            await store.ask("snapshot_over", seq=number, keep=0)
             raise
+        finally:
+            self._under_way = 0
+        self._follow(tail)
         await store.ask("snapshot_over", seq=0, keep=KEPT)
-        self.taken += 1
-        log.info("took a snapshot of the metadata at change %d: %d bytes", seq, size)
+        await store.ask("stored", seq=tail.stored)
 
-    async def _store_parts(self, seq: int, taken_s: int, replicas: int) -> int:
+    def _is_followed(self, known: list[int]) -> bool:
+        tail = self._tail
+        return tail is not None and tail.snapshot == known[-2] and not tail.is_long
+
+    def _follow(self, tail: Tail | None) -> None:
+        if self._tail is not None:
+            self._tail.close()
+        self._tail = tail
+
+    async def _take(self, number: int, taken_s: int, replicas: int) -> Tail:
+        feed = await self._service.store.feed()
+        try:
+            parts, size, digest = await self._store_parts(number, feed, replicas)
+            tail = Tail(number, size, feed, self._service.store.key)
+            await self._store_tail(tail, replicas)
+            uuid, name = self._service.store.volume_uuid, self._service.settings.volume
+            manifest = Manifest(uuid, name, number, taken_s, parts, size, digest)
+            await self._put(number, MANIFEST, manifest.pack(), replicas)
+        except BaseException:
+            feed.close()
+            raise
+        log.info("took a snapshot of the metadata at change %d: %d bytes", number, size)
+        return tail
+
+    async def _store_parts(self, number: int, feed: Feed, replicas: int) -> tuple[int, int, str]:
+        """Returns how many parts and bytes it has, and its SHA-256."""
         held, parts, size, digest = bytearray(), 0, 0, hashlib.sha256()
-        async for piece in self._service.store.snapshot():
+        async for piece in feed.snapshot():
             digest.update(piece)
             size += len(piece)
             held += piece
             while len(held) >= CHUNK_BYTES_DEFAULT:
-                await self._put(seq, parts, bytes(held[:CHUNK_BYTES_DEFAULT]), replicas)
+                await self._put(number, parts, bytes(held[:CHUNK_BYTES_DEFAULT]), replicas)
                 del held[:CHUNK_BYTES_DEFAULT]
                 parts += 1
         if held:
-            await self._put(seq, parts, bytes(held), replicas)
+            await self._put(number, parts, bytes(held), replicas)
             parts += 1
-        service = self._service
-        manifest = Manifest(
-            service.store.volume_uuid, service.settings.volume, seq, taken_s, parts, size, digest.hexdigest()
-        )
-        await self._put(seq, MANIFEST, manifest.pack(), replicas)
-        return size
+        return parts, size, digest.hexdigest()
 
-    async def _put(self, seq: int, part: int, data: bytes, replicas: int) -> None:
+    # Their tails.
+
+    async def run_tail(self) -> None:
+        if not self._interval_ms:
+            return
+        began, store = time.monotonic(), self._service.store
+        _, seq, replicas, stored, *known = await store.ask("snapshots")
+        if self._service.unstored_since is None and stored < seq:
+            self._service.unstored_since = began
+        tail = self._tail
+        if tail is not None and known[-2] not in (tail.snapshot, self._under_way):
+            self._follow(None)  # Another server has led meanwhile.
+        elif tail is not None:
+            try:
+                await self._store_tail(tail, replicas)
+            except (FeedBroken, NotAStream) as error:
+                log.warning("the changes after the snapshot of change %d end: %s", tail.snapshot, error)
+                if self._tail is tail:
+                    self._follow(None)
+            if tail is self._tail and tail.stored != stored:
+                await store.ask("stored", seq=tail.stored)
+                stored = tail.stored
+        if stored >= seq:
+            self._service.unstored_since = None
+
+    async def _store_tail(self, tail: Tail, replicas: int) -> None:
+        """The nodes have all that Redis had changed when this was called, or very much of it."""
+        _, seq, *_ = await self._service.store.ask("snapshots")
+        for _ in range(PARTS_AT_ONCE_MAX):
+            if tail.parts >= TAIL_PARTS_MAX:
+                return
+            await tail.fill(seq)
+            if not tail.part:
+                return
+            await self._put(tail.snapshot, TAIL + tail.parts, tail.part, replicas)
+            tail.is_stored()
+
+    async def _put(self, number: int, part: int, data: bytes, replicas: int) -> None:
         """On as many nodes as are wanted, or at least on two, or on all there are."""
         service = self._service
         nodes = alive(await service.nodes())
@@ -82,7 +159,7 @@ class Snapshots:
         for node in choose_nodes(nodes, min(replicas, len(nodes)), len(data), service.chance):
             try:
                 await service.storage.put(
-                    node.address, part_id(seq, part), [data], header, sync=True,
+                    node.address, part_id(number, part), [data], header, sync=True,
                     deadline_seconds=PUT_SECONDS, first_byte_seconds=FIRST_BYTE_SECONDS,
                 )  # fmt: skip
                 stored += 1

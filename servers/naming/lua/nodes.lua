@@ -106,7 +106,7 @@ end)
 -- status {} -> a map of what the volume holds and what waits to be done
 read('status', {}, function(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'files', 'directories', 'bytes', 'extents', 'seq',
-    'chunk_size', 'replicas', 'held', 'brake', 'trash_bytes')
+    'chunk_size', 'replicas', 'held', 'brake', 'trash_bytes', 'stored_seq')
   local snapshot = call('ZRANGE', c.K .. ':snapshots', -1, -1, 'WITHSCORES')
   return { 0, {
     uuid = v[1], files = tonumber(v[2]), directories = tonumber(v[3]), bytes = tonumber(v[4]), extents = tonumber(v[5]),
@@ -121,6 +121,6 @@ read('status', {}, function(c)
     under_replicated = call('SCARD', c.K .. ':thin'), damaged = call('HLEN', c.K .. ':damaged'),
     garbage = call('ZCARD', c.K .. ':garbage'), long = call('ZCARD', c.K .. ':long'),
     snapshot_age_s = floor((c.ms - tonumber(snapshot[2] or c.ms)) / 1000),
-    held = v[9] or '', brake = v[10] or '',
+    stored_seq = tonumber(v[12] or 0), held = v[9] or '', brake = v[10] or '',
   } }
 end)

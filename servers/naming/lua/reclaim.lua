@@ -93,7 +93,7 @@ local function verdict(c, extent)
   local key, field, session = c:owner_key(extent)
   if call('HEXISTS', key, field) == 1 then return NEEDED end
   if session == '0' then -- a part of a snapshot, see servers/protocol/snapshots.py
-    return call('ZSCORE', c.K .. ':snapshots', text(floor(tonumber(field) / 65536))) and NEEDED or GARBAGE
+    return call('ZSCORE', c.K .. ':snapshots', text(struct.unpack('>I6', extent, 9))) and NEEDED or GARBAGE
   end
   if call('ZSCORE', c.K .. ':condemned', extent) then return CONDEMNED end
   return call('ZSCORE', c.K .. ':sessions', session) and IN_FLIGHT or GARBAGE

@@ -1,17 +1,24 @@
 -- Snapshots of the metadata on the storage nodes: which there are; and numbers after one was restored.
 
--- snapshots {} -> now in ms, the latest change, copies wanted, change, taken ms, ...: the oldest first
+-- snapshots {} -> now in ms, the latest change, copies wanted, the latest change that the nodes have, change, taken ms,
+-- ...: the oldest first
 read('snapshots', {}, function(c)
-  local reply = { 0, c.ms, c:setting('seq'), c:setting('replicas') }
+  local reply = { 0, c.ms, c:setting('seq'), c:setting('replicas'), c:setting('stored_seq') or 0 }
   for _, part in ipairs(call('ZRANGE', c.K .. ':snapshots', 0, -1, 'WITHSCORES')) do
     reply[#reply + 1] = tonumber(part)
   end
   return reply
 end)
 
--- snapshot {seq} -> ; one is being taken
-internal('snapshot', {}, { seq = 'count' }, function(c, a)
-  call('ZADD', c.K .. ':snapshots', text(c.ms), text(a.seq))
+-- snapshot {} -> a change number for itself: one is being taken
+internal('snapshot', {}, {}, function(c)
+  call('ZADD', c.K .. ':snapshots', text(c.ms), text(c:next_seq()))
+  return { 0, c.seq }
+end)
+
+-- stored {seq} -> ; the nodes have all changes up to this one
+internal('stored', {}, { seq = 'count' }, function(c, a)
+  call('HSET', c.K .. ':volume', 'stored_seq', text(a.seq))
   return { 0 }
 end)
 

@@ -118,6 +118,11 @@ class Status(BaseModel):
     """Why no node is told to delete anything; "" when they are."""
     garbage_brake: str
     """Why garbage is not collected until somebody confirms it; "" when it is."""
+    changes: int
+    """The volume's change counter."""
+    changes_stored: int
+    """Up to which the storage nodes have the metadata too."""
+    snapshot_age_seconds: int
     orphans: int
     """Files without a name that somebody may still have open."""
     trash: int
@@ -201,6 +206,7 @@ def cluster_routes(service: Service) -> APIRouter:
                 **{name: survey[name] for name in RepairState.model_fields if name in survey},
             ),
             total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
+            changes=v["seq"], changes_stored=v["stored_seq"], snapshot_age_seconds=v["snapshot_age_s"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "damaged",

@@ -1,0 +1,158 @@
+"""The changes of a Redis as its replicas are told them: where they are cut, how far they go, and that they restore."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import hiredis
+import pytest
+import redis
+
+from servers.naming.redis_feed import Feed, FeedBroken
+from servers.naming.redis_snapshot import restore
+from servers.naming.redis_stream import ChangeStream, NotAStream
+from servers.naming.redis_url import Endpoint, RedisPlace
+from tests.support.processes import free_port, wait_for
+
+KEY = b"dcs:{v}"
+
+
+def commands(*rows: tuple[bytes, ...]) -> bytes:
+    return b"".join(hiredis.pack_command(row) for row in rows)  # type: ignore[arg-type]  # its stub says one-tuple
+
+
+def change(seq: int) -> bytes:
+    return commands(
+        (b"MULTI",), (b"SET", KEY + b":i:1", b"\r\n*1\r\n$4\r\nEXEC\r\n" * 20),
+        (b"HSET", KEY + b":volume", b"files", b"3", b"seq", b"%d" % seq), (b"EXEC",),
+    )  # fmt: skip
+
+
+def test_it_is_cut_between_transactions_however_it_arrives() -> None:
+    """And tells the counter of what is whole, not of what is on its way."""
+    chance = random.Random(4)
+    parts = [change(seq) for seq in range(11, 31)]
+    parts.insert(5, b"\n" + commands((b"PING",)))
+    whole, taken = b"".join(parts), b""
+    stream, at = ChangeStream(KEY, 10), 0
+    assert stream.reached == 10
+    while at < len(whole):
+        step = chance.randint(1, 400)
+        stream.feed(whole[at : at + step])
+        at += step
+        taken += stream.take()
+        done = sum(len(change(seq)) for seq in range(11, stream.reached + 1))
+        assert taken == whole[: len(taken)]
+        assert len(taken) - done in (0, len(parts[5]))
+    assert taken == whole
+    assert stream.reached == 30
+
+
+@pytest.mark.parametrize("end", [(b"FLUSHALL",), (b"flushdb", b"ASYNC"), (b"DEL", b"x", KEY + b":volume")])
+def test_nothing_of_the_volumes_end_is_taken(end: tuple[bytes, ...]) -> None:
+    stream = ChangeStream(KEY, 0)
+    stream.feed(change(1) + commands((b"MULTI",), (b"SET", b"a", b"b"), end, (b"EXEC",)) + change(2))
+    assert stream.is_over
+    assert stream.take() == change(1)
+    assert stream.reached == 1
+
+
+def test_what_is_no_stream_is_refused() -> None:
+    with pytest.raises(NotAStream):
+        ChangeStream(KEY, 0).feed(b"-ERR no\r\n")
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> Iterator[tuple[int, int]]:
+    """Of two Redis."""
+    found, servers = (free_port(), free_port()), []
+    for port in found:
+        (tmp_path / str(port)).mkdir()
+        words = f"--port {port} --bind 127.0.0.1 --appendonly yes --repl-diskless-sync-delay 0"
+        words += f" --enable-debug-command yes --shutdown-timeout 0 --dir {tmp_path}/{port}"
+        command = ["redis-server", *words.split(), "--save", ""]
+        servers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    try:
+        yield found
+    finally:
+        for server in servers:
+            server.terminate()
+            server.wait(10)
+
+
+def client_of(port: int) -> redis.Redis:
+    client = redis.Redis(port=port)
+
+    def answers() -> bool:
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    wait_for(answers, "redis answers")
+    return client
+
+
+def write(client: redis.Redis, chance: random.Random, seq: int) -> None:
+    key = f"dcs:{{v}}:k{chance.randint(0, 20)}"
+    if chance.random() < 0.1:
+        client.set(f"{key}:passing", chance.randbytes(10), px=600_000)
+    with client.pipeline() as transaction:
+        transaction.hset(key, chance.randbytes(3), chance.randbytes(chance.choice((10, 2000))))
+        if chance.random() < 0.2:
+            transaction.delete(f"dcs:{{v}}:k{chance.randint(0, 20)}")
+        transaction.hset("dcs:{v}:volume", "seq", seq)
+        transaction.execute()
+
+
+async def drain(feed: Feed) -> None:
+    while True:
+        await feed.read(10)
+
+
+def test_a_redis_restored_from_a_snapshot_and_the_changes_after_it_is_the_same(
+    ports: tuple[int, int], tmp_path: Path
+) -> None:
+    """To the digest of all it holds; the feed says what there was before its snapshot, and ends with the Redis."""
+    source, target = client_of(ports[0]), client_of(ports[1])
+    target.set("left", "over")
+    chance = random.Random(7)
+    for seq in range(1, 301):
+        write(source, chance, seq)
+    rdb, changes = tmp_path / "rdb", tmp_path / "changes"
+    place, endpoint = RedisPlace("one"), Endpoint("127.0.0.1", ports[0])
+
+    async def follow() -> None:
+        feed = await Feed.open(place, endpoint, KEY)
+        assert feed.seq == 300
+        rdb.write_bytes(b"".join([piece async for piece in feed.snapshot()]))
+        assert rdb.read_bytes().startswith(b"REDIS")
+        stream = ChangeStream(KEY, feed.seq)
+        assert await feed.read() == b""
+        for seq in range(301, 601):
+            write(source, chance, seq)
+        while stream.reached < 600:
+            stream.feed(await feed.read(10))
+        changes.write_bytes(stream.take())
+        source.shutdown(nosave=True)
+        with pytest.raises(FeedBroken):
+            await drain(feed)
+        feed.close()
+        await restore(place, Endpoint("127.0.0.1", ports[1]), rdb, changes)
+
+    digests: list[bytes] = []
+    shutdown = source.shutdown
+
+    def last_words(**options: bool) -> None:
+        digests.append(source.execute_command("DEBUG", "DIGEST"))
+        shutdown(**options)
+
+    source.shutdown = last_words  # type: ignore[method-assign]
+    asyncio.run(follow())
+    assert target.execute_command("DEBUG", "DIGEST") == digests[0]
+    assert target.hget("dcs:{v}:volume", "seq") == b"600"
+    assert target.info("replication")["role"] == "master"
