@@ -10,18 +10,19 @@ import httpx
 import pytest
 
 from tests.faults.test_recovery import latest_snapshot, lose_redis, recover, seq
-from tests.support.cluster import Cluster, Mount
+from tests.support.cluster import Cluster, Mount, ReplicatedCluster
 from tests.support.processes import wait_for
+from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
 
 KIB = 1024
+SETTINGS = {"SNAPSHOT_INTERVAL_SECONDS": "3600", "SNAPSHOTS_APART_SECONDS": "1", "TAIL_INTERVAL_SECONDS": "0.2"}
 EARLY, LATE, OVER = os.urandom(150 * KIB), os.urandom(200 * KIB), os.urandom(70 * KIB)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A snapshot at the start, and then not for an hour. Four nodes, 64 KiB chunks."""
-    settings = {"SNAPSHOT_INTERVAL_SECONDS": "3600", "SNAPSHOTS_APART_SECONDS": "1", "TAIL_INTERVAL_SECONDS": "0.2"}
-    with Cluster(4, CHUNK_SIZE=str(64 * KIB), **settings) as made:
+    with Cluster(4, CHUNK_SIZE=str(64 * KIB), **SETTINGS) as made:
         made.mount("m")
         yield made
 
@@ -141,6 +142,7 @@ def works_again(mount: Mount) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.fault("M12")
+@pytest.mark.long
 def test_of_a_torn_tail_all_before_the_tear_is_restored(cluster: Cluster) -> None:
     """And said; what was written after it is in /lost+found."""
     snapshot = wait_stored(cluster)
@@ -199,6 +201,7 @@ def test_where_changes_cannot_be_followed_another_snapshot_is_taken(cluster: Clu
 
 @pytest.mark.timeout(240)
 @pytest.mark.fault("M12")
+@pytest.mark.long
 def test_a_volume_that_was_deleted_from_redis_is_kept_as_it_was(cluster: Cluster) -> None:
     """FLUSHALL is a change like any other to a replica; to the nodes it is not."""
     cluster.write("/kept", LATE)
@@ -211,3 +214,26 @@ def test_a_volume_that_was_deleted_from_redis_is_kept_as_it_was(cluster: Cluster
     cluster.wait_alive(4)
     assert cluster.read("/kept") == LATE
     assert not cluster.status()["safe_mode"]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.fault("M7")
+@pytest.mark.long
+@pytest.mark.parametrize("group", [SentinelRedis, ClusterRedis])
+def test_of_a_redis_with_replicas_one_is_followed_and_after_a_failover_another(group: type[RedisGroup]) -> None:
+    """The Sentinels never take the naming server for a replica of the primary's."""
+
+    def change_and_wait(name: str) -> None:
+        cluster.dcs("mkdir", name)
+        wanted = cluster.status()["changes"]
+        wait_for(lambda: cluster.status()["changes_stored"] >= wanted, f"the nodes know of {name}", 60)
+
+    with ReplicatedCluster(group, **SETTINGS) as cluster:
+        change_and_wait("/before")
+        change_and_wait("/and-its-tail")
+        primary = cluster.redises.primary()
+        primary.kill()
+        change_and_wait("/behind-a-failover")
+        primary.start()
+        change_and_wait("/and-behind-that")
+        wait_for(cluster.redises.is_whole, "there are two replicas, and no more", 60)
