@@ -24,7 +24,7 @@ from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
 from fusefs.operations import Operations
-from fusefs.settings import FLUSH_DEADLINE_SECONDS, READ_AHEAD_KIB, MountSettings
+from fusefs.settings import READ_AHEAD_KIB, MountSettings
 from fusefs.transport import TrioTransport
 from fusefs.vfs.filesystem import Filesystem
 from servers.client.naming import NamingClient
@@ -77,8 +77,8 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
     async with trio.open_nursery() as nursery:
         metadata = MetadataClient(naming, nursery)
 
-        async def on_new_session() -> None:
-            await filesystem.reopen()
+        def on_new_session() -> None:
+            filesystem.register_anew()
 
         session = Session(metadata, naming, replicas.update, f"mount of {settings.mountpoint}", on_new_session)
         await _open_session(session, naming)
@@ -223,8 +223,7 @@ async def _end_on_signal(filesystem: Filesystem) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("ends on signal %d", number)
-            with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
-                await filesystem.flush_all()
+            await filesystem.flush_all()
             pyfuse3.terminate()
             return
 
@@ -232,8 +231,7 @@ async def _end_on_signal(filesystem: Filesystem) -> None:
 async def _finish(filesystem: Filesystem, session: Session, settings: MountSettings) -> None:
     """Stores what is left, then ends the session and the mount."""
     began = time.monotonic()
-    with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
-        await filesystem.flush_all()
+    await filesystem.flush_all()
     pyfuse3.close(unmount=True)
     with trio.move_on_after(UNMOUNT_SECONDS), contextlib.suppress(DcsError):
         await session.close()

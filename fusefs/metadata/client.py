@@ -69,6 +69,10 @@ class MetadataClient:
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
         """The verb's results. Raises Refused, SessionLost, and Unavailable at the deadline."""
+        return await self.ask_in(None, verb, **arguments)
+
+    async def ask_in(self, wanted: SessionNumber | None, verb: str, /, **arguments: Any) -> list[Any]:
+        """As `ask`; a mutation in that session or not at all. Raises SessionLost when another has begun."""
         if verb not in MUTATIONS:
             return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments))))
         while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
@@ -76,6 +80,8 @@ class MetadataClient:
             with trio.move_on_after(RETRY_SECONDS_MAX):
                 async with self._room:
                     await self._room.wait()
+        if wanted not in (None, self.session):
+            raise SessionLost(f"{verb}: the session is over")
         self._n += 1
         n, session = self._n, self.session
         self._outstanding[n] = None

@@ -1,7 +1,7 @@
 """The mount's session: its lease, the ids it gives out, and what it is told of the volume and the nodes.
 
-Renews the lease and reads the table of nodes until cancelled. When the lease was lost it opens
-another session and tells `on_new_session`, so that open files are registered again.
+Renews the lease and reads the table of nodes until cancelled. When the lease was lost, another
+session is opened and `on_new_session` is told, so that open files are registered again.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 NODES_SECONDS = 2.0
 """Between two looks at the table of nodes: a dead node is known soon after the naming server knows."""
-
+RENEWALS_PER_LEASE = 6
 CLOCK_ERROR_NS = 1_000_000_000
 """How far the clocks of a volume's machines may be apart without being wrong."""
 
@@ -47,7 +47,7 @@ class Session:
         naming: NamingClient,
         on_nodes: Callable[[Iterable[NodeView]], None],
         what: str,
-        on_new_session: Callable[[], Awaitable[None]],
+        on_new_session: Callable[[], None],
     ) -> None:
         self._metadata = metadata
         self._naming = naming
@@ -57,6 +57,8 @@ class Session:
         self._extents = 0
         self._clock_offset_ns = 0
         self._last_ns = 0
+        self._renew_seconds = SESSION_RENEW_SECONDS
+        self._renewing = trio.Lock()
         self.sessions_lost = 0
         self.facts = Facts("", 0, 0)
 
@@ -72,6 +74,7 @@ class Session:
         """Our clock is behind the volume's by what the answer took, and never ahead: a time of ours that is ahead
         would hide changes that the volume dates."""
         self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
+        self._renew_seconds = min(SESSION_RENEW_SECONDS, facts[b"lease_ms"] / 1000 / RENEWALS_PER_LEASE)
         self.facts = Facts(facts[b"uuid"].decode(), facts[b"chunk_size"], facts[b"replicas"])
 
     def now_ns(self) -> int:
@@ -97,26 +100,26 @@ class Session:
 
     async def _keep_lease(self) -> None:
         while True:
-            await trio.sleep(SESSION_RENEW_SECONDS)
+            await trio.sleep(self._renew_seconds)
+            session = self._metadata.session
             try:
-                (facts,) = await self._metadata.ask("session_renew")
-                self._learn(facts)
-            except SessionLost:
-                await self.renew_lost()
+                try:
+                    (facts,) = await self._metadata.ask_in(session, "session_renew")
+                    self._learn(facts)
+                except SessionLost:
+                    await self.renew_lost(session)
             except DcsError as error:
                 log.warning("cannot renew the session: %s", error)
 
-    async def renew_lost(self) -> None:
-        """Opens another session in place of one that is over. Raises what `open` raises."""
-        lost = self._metadata.session
-        log.warning("session %d is over; opening another", lost)
-        self.sessions_lost += 1
-        try:
+    async def renew_lost(self, lost: SessionNumber) -> None:
+        """There is another session in place of the one that is over, whoever noticed. Raises what `open` raises."""
+        async with self._renewing:
+            if self._metadata.session != lost:
+                return
+            log.warning("session %d is over; opening another", lost)
+            self.sessions_lost += 1
             await self.open()
-        except DcsError as error:
-            log.warning("cannot open a session: %s", error)
-            return
-        await self._on_new_session()
+            self._on_new_session()
 
     async def _keep_nodes(self) -> None:
         while True:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -31,7 +32,7 @@ from fusefs.vfs.buffer_pool import BufferPool
 from fusefs.vfs.dirty_ranges import DirtyChunk
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
+from servers.protocol.errors import DcsError, Refused, Unavailable
 from servers.protocol.geometry import Segment, overlay, spans
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX, SEGMENTS_PER_COMMIT_MAX
@@ -43,6 +44,9 @@ COMMIT_CHUNKS = 64
 """When so many stored extents wait, they are committed in the background."""
 RANGES_PER_EXTENT_MAX = 4096
 """A chunk that was written in so many places goes on its way before it is full; small enough for one commit."""
+FLUSHED_AGAIN_SECONDS = 1.0
+"""Who has waited out the deadline in fsync(2) does not wait it out again in the close(2) that follows: a program that
+was killed meanwhile closes its files before it is gone."""
 EFBIG, ESTALE = 27, 116
 
 
@@ -71,6 +75,8 @@ class WriterParts:
     nursery: trio.Nursery
     now_ns: Callable[[], int]
     min_write_replicas: int
+    lost: Callable[[InodeNumber, int], None]
+    """Told how many bytes of an inode were given up."""
     buffers: BufferPool = field(default_factory=BufferPool)
 
 
@@ -132,6 +138,8 @@ class FileWriter:
         self.failures = 0
         """How many flushes failed so far; every handle is told of each once."""
         self.last_error: DcsError | None = None
+        self._timed_out_at = -math.inf
+        """When a flush last failed at its deadline."""
 
     @property
     def is_dirty(self) -> bool:
@@ -240,36 +248,52 @@ class FileWriter:
 
         Raises what went wrong; what was not stored stays, and the next flush tries again.
         """
-        async with self._flushing:
-            if not self.is_dirty:
-                return
-            try:
-                await self._flush(sync)
-            except SessionLost:
-                self._drop_all()
-                self._failed(Refused(ESTALE, "the session was lost while data waited"))
-                raise
-            except DcsError as error:
-                self._failed(error)
-                raise
+        now = trio.current_time()
+        seconds = FLUSHED_AGAIN_SECONDS if now - self._timed_out_at < FLUSHED_AGAIN_SECONDS else FLUSH_DEADLINE_SECONDS
+        deadline = now + seconds
+        with trio.move_on_at(deadline) as waiting:
+            await self._flushing.acquire()
+        if waiting.cancelled_caught:
+            raise Unavailable(f"an earlier flush goes on for more than {seconds:g} s")
+        try:
+            if self.is_dirty:
+                await self._flush(sync, deadline)
+        except DcsError as error:
+            self._failed(error)
+            raise
+        finally:
+            self._flushing.release()
 
     def _failed(self, error: DcsError) -> None:
         self.failures += 1
         self.last_error = error
+        if isinstance(error, Refused) and error.errno == ESTALE:
+            # Others changed the content while this mount's session was over, or what it had stored was collected:
+            # it can never be committed. Nor may the kernel go on showing it.
+            log.error("inode %d: written data is refused: %s", self._ino, error)
+            self._parts.lost(self._ino, self.bytes)
+            self._drop_all()
+            self._moved()
+            return
+        if isinstance(error, Unavailable):
+            self._timed_out_at = trio.current_time()
         log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
 
-    async def _flush(self, sync: bool) -> None:
+    async def _flush(self, sync: bool, deadline: float) -> None:
         for index in sorted(self._dirty):
             self._seal(index, sync=sync)
         batch = list(self._sealed)
         for sealed in batch:
             if sealed.stored is None and not sealed.uploading:
                 self._start_upload(sealed, sync=sync)
-        for sealed in batch:
-            await sealed.done.wait()
+        with trio.move_on_at(deadline):
+            for sealed in batch:
+                await sealed.done.wait()
         for sealed in batch:
             if sealed.error is not None:
                 raise sealed.error
+        if any(sealed.uploading for sealed in batch):  # It goes on: the next flush may find it done.
+            raise Unavailable("the storage nodes did not take all that was written in time")
         if sync:
             await self._sync(batch)
         await self._commit(len(batch), synced=sync)

@@ -22,7 +22,7 @@ from fusefs.chunks.client import ExtentClient, StoredExtent
 from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
-from fusefs.settings import MountSettings
+from fusefs.settings import FLUSH_DEADLINE_SECONDS, MountSettings
 from fusefs.vfs.access_times import AccessTimes
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import WINDOW_CHUNKS, ChunkMap
@@ -105,7 +105,6 @@ class Filesystem:
         self._registered: set[InodeNumber] = set()
         """What the metadata knows to be open here."""
         self._registering = trio.Lock()
-        self._new_session = trio.Lock()
         self.lost_bytes = 0
         """Data that was given up: what the mount's exit status tells."""
         self.on_moved: Any = None
@@ -114,7 +113,7 @@ class Filesystem:
         """Called with an inode whose attributes in the kernel are not right any more; returns at once."""
         self._parts = WriterParts(
             self._store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
-            nursery, session.now_ns, settings.min_write_replicas,
+            nursery, session.now_ns, settings.min_write_replicas, self._lost,
         )  # fmt: skip
 
     def statistics(self) -> dict[str, int]:
@@ -133,26 +132,24 @@ class Filesystem:
             try:
                 return await self._metadata.ask(verb, **arguments)
             except SessionLost:
-                async with self._new_session:
-                    if self._metadata.session == before:
-                        await self._session.renew_lost()
+                await self._session.renew_lost(before)
         return await self._metadata.ask(verb, **arguments)
 
     async def _commit(self, verb: str, /, **arguments: Any) -> list[Any]:
-        """A commit of a lost session is done by the next one only if nobody changed the content meanwhile."""
-        inode = self._open.get(arguments["ino"])
-        before = self._metadata.session
-        try:
-            return await self._metadata.ask(verb, **arguments)
-        except SessionLost:
-            async with self._new_session:
-                if self._metadata.session == before:
-                    await self._session.renew_lost()
-            (blob,) = await self._metadata.ask("getattr", ino=arguments["ino"])
-            now = self._cache.put(arguments["ino"], blob, trio.current_time())
-            if inode is None or now.data_version != inode.attributes.data_version:
-                raise
-            return await self._metadata.ask(verb, **arguments)
+        """What was written in a session that is over is committed only if nobody changed the content since: while
+        this mount was away, others had every right to believe that it is gone. Raises Refused(ESTALE) then."""
+        inode = self._open[arguments["ino"]]
+        for _ in range(2):
+            session = self._metadata.session
+            fence = {} if session == inode.written_in else {"version": inode.written_over}
+            try:
+                reply = await self._metadata.ask_in(session, verb, **arguments, **fence)
+            except SessionLost:
+                await self._session.renew_lost(session)
+            else:
+                inode.written_in = session  # And over what comes of it, which `committed` notes without an await.
+                return reply
+        raise Unavailable(f"{verb}: the session was lost twice")
 
     # ── who has what open
 
@@ -205,10 +202,9 @@ class Filesystem:
             self._blocks.put(stored.extent, b"".join(pieces))
         return stored
 
-    async def reopen(self) -> None:
-        """A new session: what is open is told to it."""
+    def register_anew(self) -> None:
+        """A new session: what is open is told to it, as soon as what is newly open would be."""
         self._registered.clear()
-        await self._register()
 
     def _writable(self) -> None:
         if self._settings.read_only:
@@ -568,6 +564,7 @@ class Filesystem:
             fresh = self._cache.put(ino, blob, trio.current_time())
             self._session.saw(fresh.ctime_ns)
             inode.learn(fresh)
+            inode.written_over = fresh.data_version
             chunks.committed(before, fresh.data_version, laid)
             for table in (self._versions, self._told):
                 if table.get(ino) == before:
@@ -602,6 +599,8 @@ class Filesystem:
         file = self._files[handle]
         inode = file.inode
         append_at = (lambda: inode.attributes.size) if file.append else None
+        if not inode.writer.is_dirty:
+            inode.written_in, inode.written_over = self._metadata.session, inode.attributes.data_version
         written = await inode.writer.write(
             offset, data, append_at=append_at, changed_ns=lambda: inode.attributes.ctime_ns
         )
@@ -693,11 +692,13 @@ class Filesystem:
             return False
 
     def _give_up(self, inode: OpenInode) -> None:
-        lost = sum(len(piece) for chunk in inode.writer.unstored(0, 2**62) for piece in chunk.pieces())
-        if lost:
-            self.lost_bytes += lost
-            log.error("inode %d: %d written bytes could not be stored and are lost", inode.ino, lost)
+        if inode.writer.is_dirty:
+            self._lost(inode.ino, inode.writer.bytes)
             inode.writer.discard()
+
+    def _lost(self, ino: InodeNumber, count: int) -> None:
+        self.lost_bytes += count
+        log.error("inode %d (%r): %d written bytes are lost", ino, self._cache.name_of(ino), count)
 
     def _forget(self, inode: OpenInode) -> None:
         if self._open.get(inode.ino) is inode and not inode.handles:
@@ -723,14 +724,17 @@ class Filesystem:
             self._relieving = False
 
     async def flush_all(self) -> None:
-        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`."""
-        async with trio.open_nursery() as nursery:
-            for inode in list(self._open.values()):
-                nursery.start_soon(self._flush_last, inode)
+        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`, by the deadline."""
+        inodes = list(self._open.values())
+        with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for inode in inodes:
+                    nursery.start_soon(self._flush_last, inode)
+        for inode in inodes:
+            self._give_up(inode)
 
     async def _flush_last(self, inode: OpenInode) -> None:
         try:
             await inode.writer.flush(sync=False)
         except DcsError as error:
             log.error("inode %d (%r): %s", inode.ino, self._cache.name_of(inode.ino), error)
-            self._give_up(inode)

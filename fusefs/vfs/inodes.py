@@ -12,18 +12,22 @@ from dataclasses import replace
 from fusefs.vfs.chunk_map import ChunkMap
 from fusefs.vfs.file_reader import FileReader
 from fusefs.vfs.file_writer import FileWriter
-from servers.protocol.ids import InodeNumber
+from servers.protocol.ids import InodeNumber, SessionNumber
 from servers.protocol.naming_api import Attributes
 
 
 class OpenInode:
-    __slots__ = ("attributes", "attributes_at", "handles", "ino", "map", "reader", "writer")
+    __slots__ = ("attributes", "handles", "ino", "map", "reader", "writer", "written_in", "written_over")
 
     def __init__(self, attributes: Attributes, chunks: ChunkMap, reader: FileReader, writer: FileWriter) -> None:
         self.ino: InodeNumber = attributes.ino
         self.attributes = attributes
         """As last committed, by anybody."""
         self.handles = 0
+        self.written_in = SessionNumber(0)
+        """The session in which what is not committed was begun, or committed last."""
+        self.written_over = 0
+        """The data version that it was begun on: see `Filesystem._commit`."""
         self.map = chunks
         self.reader = reader
         self.writer = writer

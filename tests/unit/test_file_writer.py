@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ import trio
 import trio.testing
 
 from fusefs.chunks.client import StoredExtent
-from fusefs.vfs.file_writer import FileWriter, WriterParts
+from fusefs.settings import FLUSH_DEADLINE_SECONDS
+from fusefs.vfs.file_writer import FLUSHED_AGAIN_SECONDS, FileWriter, WriterParts
 from fusefs.vfs.write_budget import WriteBudget
-from servers.protocol.errors import Unavailable
+from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
 from servers.protocol.limits import SEGMENTS_PER_COMMIT_MAX
@@ -37,7 +39,8 @@ class MadeUp:
         self.content = bytearray()
         self.commits: list[dict[str, Any]] = []
         self.before_store: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
-        self.moves = 0
+        self.before_commit: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        self.moves = self.lost = 0
 
     def attributes(self) -> Attributes:
         values = dict.fromkeys(Attributes.__dataclass_fields__, 0)
@@ -51,7 +54,7 @@ class MadeUp:
         return StoredExtent(extent, len(self.extents[extent]), NODES, facts["sync"])
 
     async def commit(self, verb: str, /, **arguments: Any) -> list[Any]:
-        await trio.lowlevel.checkpoint()
+        await self.before_commit()
         self.commits.append(arguments)
         offset, flat = len(self.content), arguments.get("append", [])
         for at in range(0, len(flat), 3):
@@ -60,6 +63,9 @@ class MadeUp:
 
     def moved(self) -> None:
         self.moves += 1
+
+    def lose(self, ino: int, count: int) -> None:
+        self.lost += count
 
 
 def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, WriteBudget]:
@@ -72,7 +78,8 @@ def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, Write
         return world.attributes()
 
     parts = WriterParts(
-        world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: 1, 2
+        world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: 1, 2,
+        world.lose,
     )  # fmt: skip
     return FileWriter(world.attributes(), lambda: b"name", parts, committed, world.moved), budget
 
@@ -179,3 +186,72 @@ async def test_a_write_is_after_the_last_change_of_its_file() -> None:
         await writer.write(1, b"y")
         assert writer.mtime_ns == 10**19 + 2
         writer.discard()
+
+
+def in_virtual_time(body: Callable[[], Awaitable[None]]) -> None:
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_flush_ends_at_its_deadline_though_uploads_go_on_and_the_next_one_soon() -> None:
+    """Many chunks wait for their turn: each may take its time, who waits for all of them must not. What was written
+    stays, and is committed when the nodes have taken it."""
+    world = MadeUp()
+
+    async def body() -> None:
+        go_on = trio.Event()
+        world.before_store = go_on.wait
+        async with trio.open_nursery() as nursery:
+            writer, _ = make_writer(world, nursery)
+            await writer.write(0, b"x" * 9 * CHUNK)
+            for seconds in (FLUSH_DEADLINE_SECONDS, FLUSHED_AGAIN_SECONDS):
+                began = trio.current_time()
+                with pytest.raises(Unavailable):
+                    await writer.flush(sync=False)
+                assert trio.current_time() - began == pytest.approx(seconds, abs=0.1)
+            assert writer.bytes == 9 * CHUNK
+            assert world.commits == []
+            go_on.set()
+            await writer.flush(sync=False)
+
+    in_virtual_time(body)
+    assert [index for commit in world.commits for index in commit["chunks"][::2]] == list(range(9))
+
+
+def test_nobody_waits_longer_for_another_flush_than_for_his_own() -> None:
+    world = MadeUp()
+
+    async def body() -> None:
+        go_on = trio.Event()
+        world.before_commit = go_on.wait
+        async with trio.open_nursery() as nursery:
+            writer, _ = make_writer(world, nursery)
+            await writer.write(0, b"x")
+            nursery.start_soon(lambda: writer.flush(sync=False))
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            with pytest.raises(Unavailable):
+                await writer.flush(sync=False)
+            assert trio.current_time() - began == pytest.approx(FLUSH_DEADLINE_SECONDS, abs=0.1)
+            go_on.set()
+
+    in_virtual_time(body)
+    assert len(world.commits) == 1
+
+
+async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:
+    """Others changed the file while this mount's session was over: ESTALE, once to every handle, and no more."""
+    world = MadeUp()
+
+    async def refuse() -> None:
+        raise Refused(errno.ESTALE)
+
+    world.before_commit = refuse
+    async with trio.open_nursery() as nursery:
+        writer, budget = make_writer(world, nursery)
+        await writer.write(0, b"x" * 3 * CHUNK)
+        with pytest.raises(Refused):
+            await writer.flush(sync=False)
+        assert (writer.is_dirty, writer.bytes, budget.held_bytes) == (False, 0, 0)
+        assert (world.lost, world.moves) == (3 * CHUNK, 1)
+        await writer.flush(sync=False)
+        assert writer.failures == 1

@@ -47,6 +47,17 @@ def test_a_commit_is_one_step(volume: Volume, session: Session) -> None:
     assert volume.status()["bytes"] == 13
 
 
+def test_a_commit_over_a_version_is_refused_once_the_content_is_another(volume: Volume, session: Session) -> None:
+    """The fence for what was written in a session that is over."""
+    made = session.create(1, b"f")
+    first = session.commit(made.ino, {0: [session.segment(0, 10)]}, version=made.data_version)
+    again = [0, pack_segments([session.segment(0, 10)])]
+    assert commit_errno(session, made.ino, again, version=made.data_version) == errno.ESTALE
+    assert volume.attributes(made.ino).data_version == first.data_version
+    session.setattr(made.ino, mode=0o600)
+    session.commit(made.ino, {0: [session.segment(0, 10)]}, version=first.data_version)
+
+
 def test_a_commit_never_makes_a_file_shorter(session: Session) -> None:
     made = session.create(1, b"f")
     session.commit(made.ino, {1: [session.segment(0, 100)]})

@@ -32,7 +32,8 @@ class Volume:
         await trio.sleep(self._answers_after / 2)
         now = time.time_ns() + self._ahead_ns
         await trio.sleep(self._answers_after / 2)
-        return [1, {b"s": now // SECOND, b"ns": now % SECOND, b"uuid": b"", b"chunk_size": 1024, b"replicas": 3}]
+        facts = {b"uuid": b"", b"chunk_size": 1024, b"replicas": 3, b"lease_ms": 60_000}
+        return [1, {b"s": now // SECOND, b"ns": now % SECOND, **facts}]
 
     def begin_session(self, number: int) -> None: ...
 
@@ -41,7 +42,7 @@ class Volume:
 
 
 async def opened(volume: Volume) -> Session:
-    async def nothing() -> None: ...
+    def nothing() -> None: ...
 
     session = Session(cast(MetadataClient, volume), cast(NamingClient, volume), lambda _: None, "test", nothing)
     await session.open()

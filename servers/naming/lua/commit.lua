@@ -1,10 +1,11 @@
--- commit {ino, chunks, end, mtime?, synced, append?, unused?, unpublished?} -> attributes, offset of what was
+-- commit {ino, chunks, end, mtime?, synced, append?, unused?, unpublished?, version?} -> attributes, offset of what was
 -- appended, the data version before
 -- In one step: lays the segments of `chunks` ({index, segments, index, segments, ...}, the indexes rising, the
 -- segments sorted and without overlap) over the file's, makes it at least `end` bytes long and sets its times.
 -- `append` ({extent, length, nodes, ...}) goes to the end that the file has now.
 -- `synced` says that all of it is on stable storage. `unused` ({extent, nodes, ...}) was stored too, and is
 -- already covered by what is committed here: it is condemned. `unpublished`: EEXIST once the file has a name.
+-- `version`: ESTALE once the content is not of that data version any more.
 
 local function is_extent(extent, length, nodes, chunk)
   return type(extent) == 'string' and #extent == 16 and whole(length, 1, chunk)
@@ -155,13 +156,14 @@ end
 
 local WANTS = {
   ino = 'ino', chunks = 'list', ['end'] = 'size', mtime = 'time?', synced = 'flag', append = 'list?', unused = 'list?',
-  unpublished = 'flag',
+  unpublished = 'flag', version = 'count?',
 }
 mutation('commit', {}, WANTS, function(c, a)
   local inode = c:inode(a.ino)
   if not inode then return ESTALE end
   if not is(inode[MODE], S_IFREG) then return EINVAL end
   if a.unpublished and inode[NLINK] > 0 then return EEXIST end
+  if a.version and a.version ~= inode[VERSION] then return ESTALE end
   local chunk, chunks, upto, offset, problem = inode[CHUNK], a.chunks, a['end'], 0, nil
   if a.append then
     problem = check_append(a.append, chunk)
