@@ -16,6 +16,7 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -27,7 +28,7 @@ from trio.lowlevel import wait_readable, wait_writable
 from servers.client.answer_head import body_length, parse_head
 from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import AccessDenied, DcsError, TryAgain
+from servers.protocol.errors import AccessDenied, DcsError, Exhausted, TryAgain
 from servers.protocol.limits import KIB, MIB
 
 CONNECTIONS_PER_ADDRESS_MAX = 16
@@ -74,7 +75,8 @@ class TrioTransport:
             try:
                 answer = await self._exchange(address, method, [head, *body], timer, first_byte_seconds)
             except OSError as error:
-                raise TryAgain(f"{address}: {timer.step}: {error}") from error
+                kind = Exhausted if error.errno in (errno.EMFILE, errno.ENFILE) else TryAgain
+                raise kind(f"{address}: {timer.step}: {error}") from error
         if scope.cancelled_caught:
             raise TryAgain(f"{address}: {timer.step}: timed out")
         if answer.status == 401:

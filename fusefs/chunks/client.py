@@ -193,8 +193,8 @@ class ExtentClient:
             return False
         try:
             await self._storage.barrier(node.address, deadline_seconds=self._limits.write_deadline_seconds)
-        except DcsError:
-            self._replicas.failed(number, trio.current_time())
+        except DcsError as error:
+            self._replicas.failed(number, trio.current_time(), error)
             return False
         return True
 

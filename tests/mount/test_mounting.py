@@ -120,6 +120,7 @@ def test_a_read_only_mount_refuses_every_change(mounted: Cluster, place: Path) -
 
 
 @pytest.mark.parametrize("way", ["fusermount3", "umount", "SIGTERM"])
+@pytest.mark.fault("C3")
 def test_what_was_written_is_stored_when_the_mount_ends(mounted: Cluster, place: Path, way: str) -> None:
     """Also what a program that has not closed its file wrote, where that can be: by SIGTERM."""
     mount = mounted.mount(f"ends-{way}")
@@ -143,6 +144,7 @@ def test_what_was_written_is_stored_when_the_mount_ends(mounted: Cluster, place:
     assert (place / "closed").read_bytes() == b"c" * 300_000
 
 
+@pytest.mark.fault("C3")
 def test_a_mount_in_use_is_not_unmounted(mounted: Cluster, place: Path) -> None:
     mount = mounted.mount("busy")
     with opened(mount.path / place.name / "f", os.O_WRONLY | os.O_CREAT) as descriptor:

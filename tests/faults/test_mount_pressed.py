@@ -1,0 +1,235 @@
+"""A mount that cannot get rid of what is written, runs out of descriptors, or is ended: bounded, in time, and told."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster import Cluster, Mount
+from tests.support.commands import MIB
+from tests.support.fault_table import note_stall
+
+DEADLINE_SECONDS = 30.0
+SLACK_SECONDS = 5.0
+"""What a busy machine with two cores adds to a deadline."""
+DIRTY_BYTES_MAX = 256 * MIB
+BASE_BYTES_MAX = 200 * MIB
+WRITERS = 10
+EACH_BYTES = 1024 * MIB
+WRITING = """
+import json, os, sys, threading, time
+names, size = sys.argv[2:], int(sys.argv[1])
+def write(name):
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT)
+    piece, taken, longest, number = os.urandom(1 << 20), 0, 0.0, 0
+    while taken < size and not number:
+        began = time.monotonic()
+        try:
+            taken += os.write(descriptor, piece[taken % len(piece):])
+        except OSError as error:
+            number = error.errno
+        longest = max(longest, time.monotonic() - began)
+    rows.append([taken, longest, number])
+    told.release()
+    go_on.wait()
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        os.fsync(descriptor)  # What failed in the background is told once.
+    for at in range(0, taken, len(piece)):
+        read = os.pread(descriptor, len(piece), at)
+        assert read == piece[:taken - at], (name, at)
+    os.close(descriptor)
+    whole.append(name)
+rows, whole, told, go_on = [], [], threading.Semaphore(0), threading.Event()
+threads = [threading.Thread(target=write, args=(name,)) for name in names]
+for thread in threads: thread.start()
+for _ in threads: told.acquire()
+print(json.dumps(rows), flush=True)
+sys.stdin.readline()
+go_on.set()
+for thread in threads: thread.join()
+sys.exit(sorted(whole) != sorted(names))
+"""
+SYNCING = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+os.write(descriptor, b"x" * 100_000)
+print("written", flush=True)
+os.fsync(descriptor)
+print("synced", flush=True)
+"""
+
+
+@contextmanager
+def hanging_nodes(cluster: Cluster) -> Iterator[None]:
+    for node in cluster.nodes:
+        node.pause()
+    try:
+        yield
+    finally:
+        for node in cluster.nodes:
+            node.resume()
+
+
+def peak_bytes(process: int) -> int:
+    """Of its resident memory, since it was forgotten last."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def forget_peak(process: int) -> None:
+    Path(f"/proc/{process}/clear_refs").write_text("5")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.fault("C4")
+def test_writers_while_all_nodes_hang_are_stopped_in_time_and_memory_stays_bounded(mounted: Cluster) -> None:
+    """Ten writers of a GiB each: write(2) waits, then EIO; what it had taken is stored once the nodes are back."""
+    mount = mounted.mount("writers")
+    names = [str(mount.path / f"writer-{number}") for number in range(WRITERS)]
+    forget_peak(mount.process.pid)
+    writers = subprocess.Popen(
+        [sys.executable, "-c", WRITING, str(EACH_BYTES), *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with writers:
+        assert writers.stdin is not None
+        assert writers.stdout is not None
+        with hanging_nodes(mounted):
+            rows = json.loads(writers.stdout.readline())
+            peak = peak_bytes(mount.process.pid)
+        assert {number for _, _, number in rows} == {errno.EIO}
+        longest = max(seconds for _, seconds, _ in rows)
+        note_stall(longest)
+        print(f"peak {peak / MIB:.0f} MiB, {sum(taken for taken, _, _ in rows) / MIB:.0f} MiB taken")
+        assert DIRTY_BYTES_MAX / 2 < sum(taken for taken, _, _ in rows) <= DIRTY_BYTES_MAX
+        assert peak < DIRTY_BYTES_MAX + BASE_BYTES_MAX
+        assert DEADLINE_SECONDS / 2 < longest < DEADLINE_SECONDS + SLACK_SECONDS
+        mounted.wait_alive(3)
+        writers.stdin.write(b"go on\n")
+        writers.stdin.close()
+        assert writers.wait(120) == 0
+    for name in names:
+        os.unlink(name)
+    mount.unmount()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.fault("C6")
+def test_a_program_killed_while_it_waits_for_the_mount_is_gone_at_the_deadline(
+    mounted: Cluster, mount: Mount, files: int
+) -> None:
+    """The kernel lets nobody go who waits for a file system; that the wait has an end is all there is. Closing the
+    file, which is part of its end, does not wait as long again."""
+    with hanging_nodes(mounted):
+        programs = [
+            subprocess.Popen(
+                [sys.executable, "-c", SYNCING, mount.path / f"killed-{files}-{number}"], stdout=subprocess.PIPE
+            )
+            for number in range(files)
+        ]
+        began = time.monotonic()
+        for program in programs:
+            assert program.stdout is not None
+            assert program.stdout.readline() == b"written\n"
+            program.kill()
+        for program in programs:
+            program.communicate(timeout=120)
+            note_stall(time.monotonic() - began)
+            assert program.returncode == -9
+        assert time.monotonic() - began < DEADLINE_SECONDS + SLACK_SECONDS
+    mounted.wait_alive(3)
+    (mount.path / "after").write_bytes(b"works")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+@pytest.mark.fault("C3")
+def test_a_mount_that_is_ended_while_no_node_answers_says_what_is_lost(mounted: Cluster) -> None:
+    """By its exit status and, file by file, in its log; in time. What was closed before is there."""
+    mount = mounted.mount("ended")
+    (mount.path / "closed").write_bytes(b"closed")
+    descriptors = []
+    with hanging_nodes(mounted):
+        for number in range(12):  # More than are uploaded at once.
+            descriptors.append(os.open(mount.path / f"open-{number}", os.O_WRONLY | os.O_CREAT))
+            os.write(descriptors[-1], b"x" * 100_000)
+        began = time.monotonic()
+        assert mount.process.stop(DEADLINE_SECONDS + 2 * SLACK_SECONDS) == 1
+        note_stall(time.monotonic() - began)
+        for descriptor in descriptors:
+            with pytest.raises(OSError, match=os.strerror(errno.ENOTCONN)):
+                os.close(descriptor)
+    log = mount.process.log.read_text()
+    assert all(f"(b'open-{number}'): 100000 written bytes are lost" in log for number in range(12))
+    assert "1200000 written bytes could not be stored and are lost" in log
+    mounted.wait_alive(3)
+    mount.start()
+    assert (mount.path / "closed").read_bytes() == b"closed"
+    mount.unmount()
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("seconds", [3, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.fault("C5")
+def test_a_mount_out_of_descriptors_says_so_and_recovers(mounted: Cluster, mount: Mount, seconds: int) -> None:
+    """Nothing crashes and nothing is wrong: calls that need a connection wait, and fail at their deadline. When the
+    mount may open connections again all is well at once, with all copies: no node is blamed for it."""
+    place = mount.path / f"descriptors-{seconds}"
+    place.mkdir()
+    content = {number: os.urandom(100_000) for number in range(40)}
+    for number in range(8):
+        (place / f"before-{number}").write_bytes(content[number])
+    mount.remount()
+    pid = mount.process.pid
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    failed: list[int] = []
+    longest: list[float] = []
+
+    def work(number: int) -> None:
+        began = time.monotonic()
+        try:
+            (place / f"during-{number}").write_bytes(content[number])
+            (place / f"before-{number % 8}").read_bytes()
+        except OSError as error:
+            failed.append(error.errno or 0)
+        longest.append(time.monotonic() - began)
+
+    with concurrent.futures.ThreadPoolExecutor(40) as threads:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, hard))  # Standard streams and one more: all are in use.
+        try:
+            mounted.naming.restart()  # No connection to it is left.
+            under_way = [threads.submit(work, number) for number in content]
+            done, _ = concurrent.futures.wait(under_way, timeout=seconds)
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        began = time.monotonic()
+        concurrent.futures.wait(under_way)
+    note_stall(max(longest))
+    assert time.monotonic() - began < SLACK_SECONDS
+    assert max(longest) < DEADLINE_SECONDS + SLACK_SECONDS
+    assert set(failed) <= {errno.EMFILE, errno.ENFILE, errno.EIO}
+    assert len(done) == len(failed) == (len(content) if seconds > DEADLINE_SECONDS + SLACK_SECONDS else 0)
+    began = time.monotonic()
+    for number, data in content.items():
+        (place / f"during-{number}").write_bytes(data)
+        assert (place / f"before-{number % 8}").read_bytes() == content[number % 8]
+    assert time.monotonic() - began < SLACK_SECONDS
+    assert mounted.status()["under_replicated"] == 0
+    mount.remount()
+    for number, data in content.items():
+        assert (place / f"during-{number}").read_bytes() == data
