@@ -162,6 +162,28 @@ def test_what_keeps_dying_is_reported(cluster: LocalCluster) -> None:
     assert any("storage2" in problem for problem in report.problems)
 
 
+@pytest.mark.long
+@pytest.mark.fault("M14")
+def test_a_damaged_log_of_redis_is_reported_and_nothing_made_in_its_place(cluster: LocalCluster) -> None:
+    """`up` and `--status` say what Redis says; with the log repaired, every file is there."""
+    cluster.up()
+    for number in range(20):
+        (cluster.mountpoint / f"file-{number}").write_text("kept")
+    assert cluster.down()
+    log = next((cluster.home.redis / "appendonlydir").glob("*.incr.aof"))
+    content = log.read_bytes()
+    at = content.index(b"\r\n*", len(content) // 2) + 2
+    log.write_bytes(content[:at] + b"+" + content[at + 1 :])
+
+    with pytest.raises(ClusterProblem, match=r"redis keeps ending.*Bad file format reading the append only file"):
+        cluster.up()
+
+    assert any("redis is" in problem and "Bad file format" in problem for problem in cluster.status().problems)
+    log.write_bytes(content)
+    assert cluster.up().is_healthy
+    assert (cluster.mountpoint / "file-19").read_text() == "kept"
+
+
 def test_a_busy_mount_is_not_stopped(cluster: LocalCluster) -> None:
     """One line says who is in the way; everything keeps running, and the file that is open can be finished."""
     before = cluster.up()

@@ -133,6 +133,7 @@ class Cluster:
         self.directory = Path(tempfile.mkdtemp(prefix="dcs-test-")).resolve()
         (self.directory / "logs").mkdir()
         self.redis_port = free_port()
+        self.redis_data = self.directory / "redis"
         naming_ports = [free_port() for _ in range(self.namings_at_start)]
         self.addresses = [f"{self.host}:{port}" for port in naming_ports]
         """Of the naming servers."""
@@ -243,11 +244,10 @@ class Cluster:
         return Process(name, command, {**self.environment, **environment}, log, is_ready)
 
     def _make_redis(self, port: int) -> Process:
-        data = self.directory / "redis"
-        data.mkdir()
+        self.redis_data.mkdir()
         words = f"--port {port} --bind 127.0.0.1 --appendonly yes --appendfsync always --maxmemory-policy noeviction"
         words += " --repl-diskless-sync-delay 0 --shutdown-timeout 0"
-        command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", data]
+        command: list[str | Path] = ["redis-server", *words.split(), "--save", "", "--dir", self.redis_data]
         return self._process("redis", command, lambda: self.ask_redis("PING") == "PONG")
 
     def _redis_url(self) -> str:
@@ -270,6 +270,13 @@ class Cluster:
         """The data of node `index`, which is yet to be added, lies on a file system of so many bytes. Needs root."""
         path = self.directory / f"node{index}"
         path.mkdir()
+        self._limit(path, size)
+
+    def limit_redis_disk(self, size: int) -> None:
+        """As `limit_disk`; before the cluster starts."""
+        self._limit(self.redis_data, size)
+
+    def _limit(self, path: Path, size: int) -> None:
         subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={size}", "dcs-test", path], check=True, timeout=CALL_SECONDS
         )
