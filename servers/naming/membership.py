@@ -70,12 +70,13 @@ def read_members(rows: Sequence[Any], patience: Patience) -> list[Member]:
     now_ms, members = rows[0], []
     for number, record, draining_ms in zip(rows[1::3], rows[2::3], rows[3::3], strict=True):
         uuid, address, rack, space, used, free, total, seen_ms, *life = msgpack.unpackb(record)
-        since_ms, returns = life[:2] or (0, 0)
+        since_ms, returns, store_ms = (*life, 0, 0, 0)[:3]
         silent_seconds = (now_ms - seen_ms) / 1000
         state = judge(silent_seconds, (now_ms - since_ms) / 1000, returns, patience)
         view = NodeView(
-            NodeNumber(int(number)), uuid, address, state, free, used, total, space, rack, draining=draining_ms > 0
-        )
+            NodeNumber(int(number)), uuid, address, state, free, used, total, space, rack, draining=draining_ms > 0,
+            store_ms=store_ms,
+        )  # fmt: skip
         members.append(Member(view, silent_seconds, (now_ms - draining_ms) / 1000 if draining_ms else 0.0))
     return sorted(_without_ghosts(members), key=lambda member: member.view.number)
 

@@ -12,6 +12,13 @@ from servers.protocol.ids import NodeNumber
 
 NodeState = Literal["alive", "suspect", "dead"]
 
+SLOWER_BY = 4
+"""Times what a store usually takes: from here on a node is slow. Less is chance, and who got the larger extents."""
+SLOW_MS_MIN = 50
+"""What takes no longer than this is not slow, whatever others do."""
+SLOW_SHARE_MIN = 1 / 8
+"""Of what it would get otherwise, for the slowest: enough for it to show that it is quick again."""
+
 
 @dataclass(frozen=True)
 class NodeView:
@@ -30,6 +37,8 @@ class NodeView:
     rack: str = ""
     draining: bool = False
     """Being emptied: it is read from, and takes nothing new."""
+    store_ms: int = 0
+    """What a store took lately."""
 
     @property
     def takes_copies(self) -> bool:
@@ -47,21 +56,28 @@ def choose_nodes(
 ) -> list[NodeView]:
     """`count` distinct live nodes with room for `length` bytes, the first to be written first.
 
-    Chosen with a probability that grows with free space, on distinct racks while racks last;
-    a live node on the client's own machine comes first. Raises TooFewNodes.
+    Chosen with a probability that grows with free space and is less for slow nodes, on distinct racks
+    while racks last; a live node on the client's own machine comes first. Raises TooFewNodes.
     """
     free = {n.number: n for n in nodes if n.takes_copies and n.free_bytes > length and n.number not in avoid}
     if len(free) < count:
         raise TooFewNodes(f"Fewer than {count} storage servers available")
+    usual_ms = sorted(n.store_ms for n in free.values())[(len(free) - 1) // 2] if free else 0
     chosen: list[NodeView] = []
     if local is not None and local in free and count:
         chosen.append(free.pop(local))
     while len(chosen) < count:
         racks = {n.rack for n in chosen if n.rack}
         elsewhere = [n for n in free.values() if n.rack not in racks] or list(free.values())
-        pick = chance.choices(elsewhere, weights=[n.free_bytes for n in elsewhere])[0]
+        pick = chance.choices(elsewhere, weights=[n.free_bytes * share(n.store_ms, usual_ms) for n in elsewhere])[0]
         chosen.append(free.pop(pick.number))
     return chosen
+
+
+def share(store_ms: float, usual_ms: float) -> float:
+    """Of what a node would get by its free space, how much it gets by its speed."""
+    patience_ms = max(SLOW_MS_MIN, SLOWER_BY * usual_ms)
+    return 1.0 if store_ms <= patience_ms else max(SLOW_SHARE_MIN, patience_ms / store_ms)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.support.cluster import Cluster, Mount, Replica
+from fusefs.metadata.session import NODES_SECONDS
+from tests.support.cluster import Cluster, Mount, Node, Replica
 from tests.support.processes import wait_for
 
 FILES = 60
@@ -105,16 +107,30 @@ def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mo
     assert (mount.path / "gone").read_bytes() == data
 
 
-@pytest.mark.fault("S16")
-def test_a_slow_disk_makes_nobody_wait_long(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
-    """S16: each fsync of one node takes 0.8 s: closing is quick all the same, syncing is true, the node is not dead."""
-    (mount, _), node = contents, rotting.nodes[0]
-    plain, took = node._command, []
+@pytest.fixture
+def slow_node(rotting: Cluster) -> Iterator[Node]:
+    """Each of its fsyncs takes 0.8 s."""
+    node = rotting.nodes[0]
+    plain = node._command
     node.stop()
     delay = ["-e", "trace=fsync,fdatasync,syncfs", "-e", "inject=fsync,fdatasync,syncfs:delay_enter=800000"]
     node._command = ["strace", "-f", "-qq", "-o", "/dev/null", *delay, "--", *plain]
     node.start()
     rotting.wait_alive(4)
+    yield node
+    for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)  # strace ends with what it traces.
+    wait_for(lambda: not node.is_running, "the slow node has ended")
+    node._command = plain
+    node.start()
+
+
+@pytest.mark.fault("S16")
+def test_a_slow_disk_makes_nobody_wait_long(
+    rotting: Cluster, contents: tuple[Mount, dict[str, bytes]], slow_node: Node
+) -> None:
+    """S16: closing is quick all the same, syncing is true, the node is not dead."""
+    (mount, _), took = contents, []
     for number in range(30):
         descriptor = os.open(mount.path / "slow", os.O_RDWR | os.O_CREAT)
         os.write(descriptor, os.urandom(SIZE))
@@ -124,13 +140,39 @@ def test_a_slow_disk_makes_nobody_wait_long(rotting: Cluster, contents: tuple[Mo
         os.close(descriptor)
         took.append(time.monotonic() - began)
     rows = {row["number"]: row["state"] for row in rotting.rest("GET", "/v1/nodes").json()["nodes"]}
-    assert rows[node.number] == "alive"
+    assert rows[slow_node.number] == "alive"
     assert sorted(took)[-2] < 1.5
-    for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGTERM)  # strace ends with what it traces.
-    wait_for(lambda: not node.is_running, "the slow node has ended")
-    node._command = plain
-    node.start()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(150)
+@pytest.mark.fault("S16")
+def test_a_slow_node_is_given_less_and_not_nothing(
+    rotting: Cluster, contents: tuple[Mount, dict[str, bytes]], slow_node: Node
+) -> None:
+    """S16: of four nodes each would get three in four extents; the slow one gets clearly fewer than the others."""
+    place = contents[0].path / "weighted"
+    place.mkdir()
+
+    def write_synced(number: int) -> None:
+        with (place / str(number)).open("wb") as file:
+            file.write(os.urandom(5000))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def store_ms(of: Node) -> int:
+        rows = rotting.rest("GET", "/v1/nodes").json()["nodes"]
+        return max(row["store_ms"] for row in rows if row["address"] == of.address)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write_synced, range(32)))
+        wait_for(lambda: store_ms(slow_node) > 300, "the naming server knows that the node is slow")
+        time.sleep(2 * NODES_SECONDS)  # The mount looks at the table of nodes so often.
+        before = {node.number: node.extents() for node in rotting.nodes}
+        list(threads.map(write_synced, range(100, 200)))
+    taken = {node: len(node.extents() - before[node.number]) for node in rotting.nodes}
+    others = [count for node, count in taken.items() if node is not slow_node]
+    assert 0 < taken[slow_node] < 0.6 * sum(others) / 3, [f"{node.name}: {count}" for node, count in taken.items()]
 
 
 @pytest.mark.fault("S12")

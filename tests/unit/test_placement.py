@@ -11,12 +11,24 @@ from hypothesis import strategies as st
 
 from servers.protocol.errors import TooFewNodes
 from servers.protocol.ids import NodeNumber
-from servers.protocol.placement import NodeView, choose_nodes, cluster_space
+from servers.protocol.placement import (
+    SLOW_MS_MIN,
+    SLOW_SHARE_MIN,
+    NodeState,
+    NodeView,
+    choose_nodes,
+    cluster_space,
+    share,
+)
 
 
-def node(number: int, *, free: int = 1000, state: str = "alive", rack: str = "", space: str | None = None) -> NodeView:
-    where = space if space is not None else f"disk {number}"
-    return NodeView(NodeNumber(number), f"{number:032x}", f"n{number}:1", state, free, 10, 2000, where, rack)  # type: ignore[arg-type]
+def node(
+    number: int, *, free: int = 1000, state: NodeState = "alive", rack: str = "", space: str = "", store_ms: int = 0
+) -> NodeView:
+    where = space or f"disk {number}"
+    return NodeView(
+        NodeNumber(number), f"{number:032x}", f"n{number}:1", state, free, 10, 2000, where, rack, store_ms=store_ms
+    )
 
 
 @st.composite
@@ -27,6 +39,7 @@ def clusters(draw: st.DrawFn) -> list[NodeView]:
             free=draw(st.integers(0, 10**15)),
             state=draw(st.sampled_from(["alive", "alive", "suspect", "dead"])),
             rack=draw(st.sampled_from(["", "a", "b", "c"])),
+            store_ms=draw(st.integers(0, 10**7)),
         )
         for number in range(draw(st.integers(0, 8)))
     ]
@@ -64,3 +77,25 @@ def test_space_of_one_disk_counts_once() -> None:
     nodes = [node(1, space="x"), node(2, space="x"), node(3, space="y"), node(4, state="dead")]
     space = cluster_space(nodes)
     assert (space.free_bytes, space.used_bytes, space.total_bytes) == (2000, 30, 2030)
+
+
+def test_a_slow_node_gets_clearly_fewer_and_is_never_left_out() -> None:
+    """It is neither dead nor to be worked to death; and only what it takes shows that it is quick again."""
+    chance = random.Random(3)
+    slow = node(1, store_ms=900)
+    nodes = [slow, *(node(number, store_ms=3) for number in (2, 3, 4))]
+    on_node = Counter(n.number for _ in range(5000) for n in choose_nodes(nodes, 3, 0, chance))
+    assert 0.1 < on_node[slow.number] / 5000 < 0.3
+    assert all(on_node[n.number] / 5000 > 0.85 for n in nodes[1:])
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(1, 100))
+def test_the_share_of_a_node_falls_with_what_its_stores_take(store_ms: float, usual_ms: float, more: float) -> None:
+    """Within bounds; and who is as quick as most, or quick enough for anybody, has all of it."""
+    assert SLOW_SHARE_MIN <= share(store_ms * more, usual_ms) <= share(store_ms, usual_ms) <= 1
+    assert share(usual_ms, usual_ms) == share(SLOW_MS_MIN, usual_ms) == 1
+
+
+def test_three_copies_on_three_nodes_are_on_all_of_them_however_slow_one_is() -> None:
+    nodes = [node(1, store_ms=10**6), node(2), node(3)]
+    assert {n.number for n in choose_nodes(nodes, 3, 0, random.Random(1))} == {1, 2, 3}

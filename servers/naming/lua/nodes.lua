@@ -48,12 +48,12 @@ local function life(c, before, silence_ms, calm_ms)
   return c.ms, seen - since >= calm_ms and 1 or returns + 1
 end
 
--- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms} -> node number,
--- volume's uuid, seq, why it is in SAFE mode or '', now in ms
+-- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms, store_ms?} -> node
+-- number, volume's uuid, seq, why it is in SAFE mode or '', now in ms
 -- EXDEV for a node of another volume. A node that was told of a later change than is here: SAFE mode.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
-  volume = 'bytes', seq = 'count', silence_ms = 'count', calm_ms = 'count',
+  volume = 'bytes', seq = 'count', silence_ms = 'count', calm_ms = 'count', store_ms = 'count?',
 }, function(c, a, argv)
   local numbers, seq = c.K .. ':node_numbers', c:setting('seq')
   if a.volume ~= '' and a.volume ~= argv[4] then return { EXDEV } end
@@ -68,7 +68,7 @@ internal('heartbeat', {}, {
   local before = call('HGET', c.K .. ':nodes', number)
   local since, returns = life(c, before and unpack_value(before), a.silence_ms, a.calm_ms)
   call('HSET', c.K .. ':nodes', number,
-    pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms, since, returns }))
+    pack({ a.uuid, a.address, a.rack, a.space, a.used, a.free, a.total, c.ms, since, returns, a.store_ms or 0 }))
   return { 0, tonumber(number), argv[4], seq, c.safe or '', c.ms }
 end)
 

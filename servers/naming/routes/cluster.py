@@ -150,6 +150,7 @@ def cluster_routes(service: Service) -> APIRouter:
                 "heartbeat", uuid=node.uuid, address=node.address, rack=node.rack, space=node.space,
                 used=node.used_bytes, free=node.free_bytes, total=node.total_bytes, volume=node.volume, seq=node.seq,
                 silence_ms=int(service.patience.suspect_after_seconds * 1000), calm_ms=int(CALM_SECONDS * 1000),
+                store_ms=node.store_ms,
             )  # fmt: skip
         except Refused as error:
             if error.errno != EXDEV:
@@ -232,7 +233,6 @@ def _nodes(views: Iterable[NodeView], known: Mapping[NodeNumber, Known], drained
                 **vars(view),
                 drained=view.draining and view.number in drained,
                 in_doubt=row.in_doubt,
-                store_ms=row.facts.store_ms,
                 disks=row.facts.disks,
             )
         )
