@@ -67,6 +67,10 @@ def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Met
         ),
         gauge("dcs_volume_repair_paused", "1 while so many nodes are away that only last copies are copied.",
               bool(repair.get("paused"))),
+        counters(
+            "dcs_volume_repairs", "What the naming server that leads did, by kind.", "kind",
+            {kind: repair.get(kind, 0) for kind in ("copies", "drops", "failures")},
+        ),
         counter("dcs_volume_repaired_bytes", "Copied by the naming server that leads.", repair.get("copied_bytes", 0)),
         gauge("dcs_volume_deletions_pending", "Extents condemned and not gone yet.", v["deletions_pending"]),
         gauge("dcs_volume_garbage_extents", "Extents on nodes that nobody needs, in their grace.", v["garbage"]),

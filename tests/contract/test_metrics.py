@@ -121,3 +121,16 @@ def test_every_metric_is_documented(cluster: Cluster, mount: Mount, mount_port: 
     for family in text_string_to_metric_families(scrape(addresses(cluster, mount_port)[who]).text):
         name = family.name + ("_total" if family.type == "counter" else "")
         assert name in known, f"{name} is not in {Path('deploy/metrics.md')}"
+
+
+def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> None:
+    """What waits, by danger, and what was done. The last of the module: nothing was wrong before."""
+    before = scrape(cluster.address)
+    assert before("dcs_volume_repair_queue_extents", good_copies="0") == 0
+    assert before("dcs_volume_repairs_total") == before("dcs_volume_repaired_bytes_total") == 0
+    cluster.corrupt_chunk_on_disk(cluster.replicas_of("/secret-name")[0])
+    wait_for(lambda: scrape(cluster.address)("dcs_volume_repairs_total", kind="copies") >= 1, "it was repaired", 60)
+    wait_for(lambda: scrape(cluster.address)("dcs_volume_extents_in_danger") == 0, "nothing is in danger", 60)
+    after = scrape(cluster.address)
+    assert after("dcs_volume_repaired_bytes_total") >= 100_000
+    assert after("dcs_volume_repairs_total", kind="failures") == 0
