@@ -185,3 +185,23 @@ def test_redis_hanging_for_two_minutes_is_an_error_in_time_and_soon_over(mounted
     (mount.path / "redis-answers").mkdir()
     print(f"usable again after {time.monotonic() - began:.1f} s")
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+@pytest.mark.fault("M6")
+def test_what_was_appended_as_redis_hung_is_there_once_when_it_goes_on(mounted: Cluster, mount: Mount) -> None:
+    """What the mount had given up Redis finds in its sockets and does; what was tried again finds it done."""
+    with opened(mount.path / "appended-late", os.O_RDWR | os.O_CREAT | os.O_APPEND) as descriptor:
+        os.write(descriptor, b"first\n")
+        os.fsync(descriptor)
+        mounted.redis.pause()
+        os.write(descriptor, b"second\n")
+        with pytest.raises(OSError, match=r"\[Errno 5\]"):
+            os.fsync(descriptor)
+        os.write(descriptor, b"third\n")
+        mounted.redis.resume()
+        os.fsync(descriptor)
+        assert os.pread(descriptor, 100, 0) == b"first\nsecond\nthird\n"
+    mount.remount()
+    assert (mount.path / "appended-late").read_bytes() == b"first\nsecond\nthird\n"

@@ -212,6 +212,19 @@ def test_appends_go_to_the_end_there_is(volume: Volume, session: Session) -> Non
     assert volume.attributes(made.ino).size == volume.attributes(made.ino).stored_bytes == 3013
 
 
+def test_what_was_appended_already_is_not_appended_again(volume: Volume, session: Session) -> None:
+    """A writer that had no answer for half a minute asks anew, perhaps with more: only what is new goes to the end."""
+    made = session.create(1, b"f")
+    first, second = (session.new_extent(), 5), (session.new_extent(), CHUNK)
+    assert session.append(made.ino, first) == 0
+    assert session.append(made.ino, first) == -1
+    assert session.append(made.ino, first, second) == -1
+    assert volume.attributes(made.ino).size == 5 + CHUNK
+    assert [s.extent for _, segments in sorted(volume.chunks(made.ino).items()) for s in segments] == [
+        first[0], second[0], second[0],
+    ]  # fmt: skip
+
+
 def test_appends_that_cannot_be(make_volume: Callable[..., Volume]) -> None:
     """A length no extent has would keep Redis busy for hours; it is refused at once."""
     volume = make_volume(APPENDED_CHUNKS_MAX=4)

@@ -2,7 +2,8 @@
 -- appended, the data version before
 -- In one step: lays the segments of `chunks` ({index, segments, index, segments, ...}, the indexes rising, the
 -- segments sorted and without overlap) over the file's, makes it at least `end` bytes long and sets its times.
--- `append` ({extent, length, nodes, ...}) goes to the end that the file has now.
+-- `append` ({extent, length, nodes, ...}) goes to the end that the file has now; but for what the file shows already,
+-- because an earlier commit was given up unanswered and was done all the same: then the offset is -1.
 -- `synced` says that all of it is on stable storage. `unused` ({extent, nodes, ...}) was stored too, and is
 -- already covered by what is committed here: it is condemned. `unpublished`: EEXIST once the file has a name.
 -- `version`: ESTALE once the content is not of that data version any more.
@@ -49,6 +50,19 @@ local function check_append(append, chunk)
     if bytes > LIMIT.appended * chunk then return E2BIG end
   end
   return #append > 3 * LIMIT.segments and E2BIG or nil
+end
+
+local function not_yet_appended(c, ino, append)
+  local left = {}
+  for i = 1, #append, 3 do
+    local key, field = c:owner_key(append[i])
+    local blob = call('HGET', key, field)
+    if not blob or unpack_value(blob)[1] ~= ino then
+      local n = #left
+      left[n + 1], left[n + 2], left[n + 3] = append[i], append[i + 1], append[i + 2]
+    end
+  end
+  return left
 end
 
 local function check_unused(unused)
@@ -168,8 +182,9 @@ mutation('commit', {}, WANTS, function(c, a)
   if a.append then
     problem = check_append(a.append, chunk)
     if problem then return problem end
-    offset = inode[SIZE]
-    chunks, upto = place_appended(a.append, offset, chunk)
+    local append = not_yet_appended(c, a.ino, a.append)
+    chunks, upto = place_appended(append, inode[SIZE], chunk)
+    offset = #append == #a.append and inode[SIZE] or -1
   else
     problem = check_chunks(chunks, chunk, upto)
   end
