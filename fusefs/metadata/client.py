@@ -69,12 +69,13 @@ class MetadataClient:
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
         """The verb's results. Raises Refused, SessionLost, and Unavailable at the deadline."""
-        return await self.ask_in(None, verb, **arguments)
+        return await self.ask_in(None, METADATA_DEADLINE_SECONDS, verb, **arguments)
 
-    async def ask_in(self, wanted: SessionNumber | None, verb: str, /, **arguments: Any) -> list[Any]:
-        """As `ask`; a mutation in that session or not at all. Raises SessionLost when another has begun."""
+    async def ask_in(self, wanted: SessionNumber | None, seconds: float, verb: str, /, **arguments: Any) -> list[Any]:
+        """As `ask`, with a deadline of so many seconds; a mutation in that session or not at all. Raises SessionLost
+        when another has begun."""
         if verb not in MUTATIONS:
-            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments))))
+            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments)), seconds))
         while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
             # Looked at again after a while in any case: a new session forgets what was outstanding, and wakes nobody.
             with trio.move_on_after(RETRY_SECONDS_MAX):
@@ -86,7 +87,7 @@ class MetadataClient:
         n, session = self._n, self.session
         self._outstanding[n] = None
         try:
-            return read_reply(verb, await self._send(Operation(verb, n, pack_arguments(arguments))))
+            return read_reply(verb, await self._send(Operation(verb, n, pack_arguments(arguments)), seconds))
         finally:
             if session == self.session:
                 self._outstanding.pop(n, None)
@@ -97,9 +98,9 @@ class MetadataClient:
         async with self._room:
             self._room.notify_all()
 
-    async def _send(self, operation: Operation) -> bytes:
+    async def _send(self, operation: Operation, seconds: float) -> bytes:
         waiting = _Waiting(self.session, operation)
-        deadline = trio.current_time() + METADATA_DEADLINE_SECONDS
+        deadline = trio.current_time() + seconds
         pause = RETRY_SECONDS
         while True:
             self._queue.append(waiting)

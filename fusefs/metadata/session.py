@@ -16,7 +16,7 @@ from typing import Any
 import trio
 
 from fusefs.metadata.client import MetadataClient
-from fusefs.settings import SESSION_RENEW_SECONDS
+from fusefs.settings import METADATA_DEADLINE_SECONDS, SESSION_RENEW_SECONDS
 from servers.client.naming import NamingClient
 from servers.protocol.errors import DcsError, SessionLost
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
@@ -104,7 +104,7 @@ class Session:
             session = self._metadata.session
             try:
                 try:
-                    (facts,) = await self._metadata.ask_in(session, "session_renew")
+                    (facts,) = await self._metadata.ask_in(session, METADATA_DEADLINE_SECONDS, "session_renew")
                     self._learn(facts)
                 except SessionLost:
                     await self.renew_lost(session)

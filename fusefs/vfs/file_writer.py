@@ -44,6 +44,8 @@ COMMIT_CHUNKS = 64
 """When so many stored extents wait, they are committed in the background."""
 RANGES_PER_EXTENT_MAX = 4096
 """A chunk that was written in so many places goes on its way before it is full; small enough for one commit."""
+COMMIT_SECONDS_MIN = 1.0
+"""However long the uploads took: what is stored already is not given up for the want of one quick answer."""
 FLUSHED_AGAIN_SECONDS = 1.0
 """Who has waited out the deadline in fsync(2) does not wait it out again in the close(2) that follows: a program that
 was killed meanwhile closes its files before it is gone."""
@@ -58,7 +60,7 @@ class Store(Protocol):
 
 
 class Commit(Protocol):
-    async def __call__(self, verb: str, /, **arguments: Any) -> list[Any]: ...
+    async def __call__(self, deadline: float, /, **arguments: Any) -> list[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +237,8 @@ class FileWriter:
                 await self.flush(sync=False)  # Whole writes only: what is still dirty belongs to it.
                 return
             async with self._flushing:
-                await self._commit(self._stored_in_front(), synced=False)
+                deadline = trio.current_time() + FLUSH_DEADLINE_SECONDS
+                await self._commit(self._stored_in_front(), deadline, synced=False)
         except DcsError as error:
             log.info("inode %d: a commit in the background failed, the next flush tries again: %s", self._ino, error)
         finally:
@@ -296,7 +299,7 @@ class FileWriter:
             raise Unavailable("the storage nodes did not take all that was written in time")
         if sync:
             await self._sync(batch)
-        await self._commit(len(batch), synced=sync)
+        await self._commit(len(batch), deadline, synced=sync)
 
     async def _sync(self, batch: list[_Sealed]) -> None:
         """Brings to stable storage what was stored without. Raises Unavailable when too few replicas are."""
@@ -311,11 +314,12 @@ class FileWriter:
         if not enough(await self._parts.barrier({node for s in unsynced for node in s.nodes}, enough)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
-    async def _commit(self, count: int, *, synced: bool) -> None:
+    async def _commit(self, count: int, deadline: float, *, synced: bool) -> None:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""
         while count > 0 and self._sealed:  # What was dropped meanwhile needs no commit.
             step = self._fitting(count) if not self._appending else count
-            await self._commit_step(self._sealed[:step], synced=synced)
+            deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
+            await self._commit_step(self._sealed[:step], deadline, synced=synced)
             count -= step
 
     def _fitting(self, count: int) -> int:
@@ -328,7 +332,7 @@ class FileWriter:
             step += 1
         return step
 
-    async def _commit_step(self, batch: list[_Sealed], *, synced: bool) -> None:
+    async def _commit_step(self, batch: list[_Sealed], deadline: float, *, synced: bool) -> None:
         end = max(s.index * self._chunk_size + s.layout[-1][1] for s in batch)
         arguments: dict[str, Any] = {"ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced}
         chunks: dict[int, list[Segment]] = {}
@@ -344,7 +348,7 @@ class FileWriter:
             flat = [part for index, s in sorted(chunks.items()) for part in (index, pack_segments(s))]
             arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
         mtime_ns = self.mtime_ns
-        blob, offset, before = await self._parts.commit("commit", **arguments)
+        blob, offset, before = await self._parts.commit(deadline, **arguments)
         kept = [sealed for sealed in batch if not sealed.dropped]
         del self._sealed[: len(kept)]
         self.bytes -= sum(stop - start for sealed in kept for start, stop in sealed.layout)

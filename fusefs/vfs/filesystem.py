@@ -10,6 +10,7 @@ Runs in one trio task per request; between two awaits a verb is alone.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ REMEMBERED_BYTES_MAX = 64 * KIB
 RETRY_FAILED_SECONDS = 2.0
 KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
+LAST_MOMENT_SECONDS = 2.0
 VERSIONS_MAX = 100_000
 CAPABILITY = b"security.capability"
 
@@ -102,6 +104,7 @@ class Filesystem:
         self._told: dict[InodeNumber, int] = {}
         """The data version that the attributes belong to which the kernel was last told."""
         self._relieving = False
+        self._ends_at = math.inf
         self._registered: set[InodeNumber] = set()
         """What the metadata knows to be open here."""
         self._registering = trio.Lock()
@@ -135,7 +138,7 @@ class Filesystem:
                 await self._session.renew_lost(before)
         return await self._metadata.ask(verb, **arguments)
 
-    async def _commit(self, verb: str, /, **arguments: Any) -> list[Any]:
+    async def _commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
         """What was written in a session that is over is committed only if nobody changed the content since: while
         this mount was away, others had every right to believe that it is gone. Raises Refused(ESTALE) then."""
         inode = self._open[arguments["ino"]]
@@ -143,13 +146,14 @@ class Filesystem:
             session = self._metadata.session
             fence = {} if session == inode.written_in else {"version": inode.written_over}
             try:
-                reply = await self._metadata.ask_in(session, verb, **arguments, **fence)
+                left = deadline - trio.current_time()
+                reply = await self._metadata.ask_in(session, left, "commit", **arguments, **fence)
             except SessionLost:
                 await self._session.renew_lost(session)
             else:
                 inode.written_in = session  # And over what comes of it, which `committed` notes without an await.
                 return reply
-        raise Unavailable(f"{verb}: the session was lost twice")
+        raise Unavailable("commit: the session was lost twice")
 
     # ── who has what open
 
@@ -724,9 +728,11 @@ class Filesystem:
             self._relieving = False
 
     async def flush_all(self) -> None:
-        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`, by the deadline."""
-        inodes = list(self._open.values())
-        with trio.move_on_after(FLUSH_DEADLINE_SECONDS):
+        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`. Once by the deadline;
+        what was written after that has a moment more when this is called again."""
+        now, inodes = trio.current_time(), list(self._open.values())
+        self._ends_at = min(self._ends_at, now + FLUSH_DEADLINE_SECONDS)
+        with trio.move_on_at(max(self._ends_at, now + LAST_MOMENT_SECONDS)):
             async with trio.open_nursery() as nursery:
                 for inode in inodes:
                     nursery.start_soon(self._flush_last, inode)

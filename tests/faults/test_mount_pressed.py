@@ -10,7 +10,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import pytest
 from tests.support.cluster import Cluster, Mount
 from tests.support.commands import MIB
 from tests.support.fault_table import note_stall
+from tests.support.processes import Process
 
 DEADLINE_SECONDS = 30.0
 SLACK_SECONDS = 5.0
@@ -64,7 +65,8 @@ sys.exit(sorted(whole) != sorted(names))
 """
 SYNCING = """
 import os, sys
-descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+sys.stdin.readline()
 os.write(descriptor, b"x" * 100_000)
 print("written", flush=True)
 os.fsync(descriptor)
@@ -73,14 +75,30 @@ print("synced", flush=True)
 
 
 @contextmanager
-def hanging_nodes(cluster: Cluster) -> Iterator[None]:
-    for node in cluster.nodes:
-        node.pause()
+def hanging(processes: Sequence[Process]) -> Iterator[None]:
+    for process in processes:
+        process.pause()
     try:
         yield
     finally:
-        for node in cluster.nodes:
-            node.resume()
+        for process in processes:
+            process.resume()
+
+
+def started(program: str, *arguments: str) -> subprocess.Popen[bytes]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", program, *arguments], stdin=pipe, stdout=pipe)
+
+
+def say_go_on(program: subprocess.Popen[bytes]) -> None:
+    assert program.stdin is not None
+    program.stdin.write(b"go on\n")
+    program.stdin.flush()
+
+
+def line_of(program: subprocess.Popen[bytes]) -> bytes:
+    assert program.stdout is not None
+    return program.stdout.readline()
 
 
 def peak_bytes(process: int) -> int:
@@ -101,14 +119,9 @@ def test_writers_while_all_nodes_hang_are_stopped_in_time_and_memory_stays_bound
     mount = mounted.mount("writers")
     names = [str(mount.path / f"writer-{number}") for number in range(WRITERS)]
     forget_peak(mount.process.pid)
-    writers = subprocess.Popen(
-        [sys.executable, "-c", WRITING, str(EACH_BYTES), *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with writers:
-        assert writers.stdin is not None
-        assert writers.stdout is not None
-        with hanging_nodes(mounted):
-            rows = json.loads(writers.stdout.readline())
+    with started(WRITING, str(EACH_BYTES), *names) as writers:
+        with hanging(mounted.nodes):
+            rows = json.loads(line_of(writers))
             peak = peak_bytes(mount.process.pid)
         assert {number for _, _, number in rows} == {errno.EIO}
         longest = max(seconds for _, seconds, _ in rows)
@@ -118,8 +131,7 @@ def test_writers_while_all_nodes_hang_are_stopped_in_time_and_memory_stays_bound
         assert peak < DIRTY_BYTES_MAX + BASE_BYTES_MAX
         assert DEADLINE_SECONDS / 2 < longest < DEADLINE_SECONDS + SLACK_SECONDS
         mounted.wait_alive(3)
-        writers.stdin.write(b"go on\n")
-        writers.stdin.close()
+        say_go_on(writers)
         assert writers.wait(120) == 0
     for name in names:
         os.unlink(name)
@@ -128,29 +140,28 @@ def test_writers_while_all_nodes_hang_are_stopped_in_time_and_memory_stays_bound
 
 @pytest.mark.long
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("who", ["nodes", "redis"])
 @pytest.mark.fault("C6")
 def test_a_program_killed_while_it_waits_for_the_mount_is_gone_at_the_deadline(
-    mounted: Cluster, mount: Mount, files: int
+    mounted: Cluster, mount: Mount, who: str
 ) -> None:
     """The kernel lets nobody go who waits for a file system; that the wait has an end is all there is. Closing the
     file, which is part of its end, does not wait as long again."""
-    with hanging_nodes(mounted):
-        programs = [
-            subprocess.Popen(
-                [sys.executable, "-c", SYNCING, mount.path / f"killed-{files}-{number}"], stdout=subprocess.PIPE
-            )
-            for number in range(files)
-        ]
+    files = [mount.path / f"killed-{who}-{number}" for number in range(3)]
+    for file in files:
+        file.touch()
+    programs = [started(SYNCING, str(file)) for file in files]
+    with hanging(mounted.nodes if who == "nodes" else [mounted.redis]):
+        for program in programs:
+            say_go_on(program)
         began = time.monotonic()
         for program in programs:
-            assert program.stdout is not None
-            assert program.stdout.readline() == b"written\n"
+            assert line_of(program) == b"written\n"
             program.kill()
         for program in programs:
             program.communicate(timeout=120)
-            note_stall(time.monotonic() - began)
             assert program.returncode == -9
+        note_stall(time.monotonic() - began)
         assert time.monotonic() - began < DEADLINE_SECONDS + SLACK_SECONDS
     mounted.wait_alive(3)
     (mount.path / "after").write_bytes(b"works")
@@ -164,7 +175,7 @@ def test_a_mount_that_is_ended_while_no_node_answers_says_what_is_lost(mounted: 
     mount = mounted.mount("ended")
     (mount.path / "closed").write_bytes(b"closed")
     descriptors = []
-    with hanging_nodes(mounted):
+    with hanging(mounted.nodes):
         for number in range(12):  # More than are uploaded at once.
             descriptors.append(os.open(mount.path / f"open-{number}", os.O_WRONLY | os.O_CREAT))
             os.write(descriptors[-1], b"x" * 100_000)

@@ -53,7 +53,7 @@ class MadeUp:
         self.extents[extent] = b"".join(pieces)
         return StoredExtent(extent, len(self.extents[extent]), NODES, facts["sync"])
 
-    async def commit(self, verb: str, /, **arguments: Any) -> list[Any]:
+    async def commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
         await self.before_commit()
         self.commits.append(arguments)
         offset, flat = len(self.content), arguments.get("append", [])
