@@ -2,7 +2,8 @@
 
 Plugged under `servers.client` by the mount. Knows requests and answers, not what they mean;
 decides nothing but one thing: a request that fails on a kept connection before any byte of
-an answer is sent again on a new one. Every request of ours may be sent twice.
+an answer is sent again on a new one. Every request of ours may be sent twice. All are sealed:
+what was damaged on its way is as a connection that broke.
 
     idle connection ──take──▶ send ──▶ answer's head ──▶ body ──▶ idle again
                                │            │             │
@@ -30,6 +31,7 @@ from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import AccessDenied, DcsError, Exhausted, TryAgain
 from servers.protocol.limits import KIB, MIB
+from servers.protocol.seal import SEAL_HEADER, is_answer_whole, seal_request
 
 CONNECTIONS_PER_ADDRESS_MAX = 16
 IDLE_SECONDS_MAX = 30.0
@@ -50,7 +52,7 @@ class TrioTransport:
     """A `servers.client.http.Transport` for the mount daemon."""
 
     def __init__(self, secret: str, *, connections_max: int = CONNECTIONS_PER_ADDRESS_MAX) -> None:
-        self._authorization = f"authorization: Bearer {secret}\r\n"
+        self._bearer = f"Bearer {secret}"
         self._connections_max = connections_max
         self._pools: dict[str, _Pool] = {}
         self._closed = False
@@ -68,12 +70,12 @@ class TrioTransport:
         deadline_seconds: float = 30.0,
     ) -> Answer:
         self._requests += 1
-        head = self._head(address, method, target, headers, body)
+        head, seal = self._head(address, method, target, headers, body)
         end = trio.current_time() + deadline_seconds
         with trio.CancelScope(deadline=end) as scope:
             timer = _Timer(scope, end)
             try:
-                answer = await self._exchange(address, method, [head, *body], timer, first_byte_seconds)
+                answer = await self._exchange(address, method, seal, [head, *body], timer, first_byte_seconds)
             except OSError as error:
                 kind = Exhausted if error.errno in (errno.EMFILE, errno.ENFILE) else TryAgain
                 raise kind(f"{address}: {timer.step}: {error}") from error
@@ -99,19 +101,23 @@ class TrioTransport:
         asked: list[tuple[int, _Connection]] = []
         late: list[int] = []
         end = trio.current_time() + seconds
+        seals: dict[int, str] = {}
         try:
             for index, address in enumerate(addresses):
                 connection = self._idle(address)
                 if connection is not None:
                     asked.append((index, connection))
-                    connection.send_at_once([self._head(address, method, target, headers, body), *body])
+                    head, seals[index] = self._head(address, method, target, headers, body)
+                    connection.send_at_once([head, *body])
             self._requests += len(asked)
             for index, connection in asked:
                 # When one hangs, the answers of the others have come long since.
                 with trio.move_on_at(max(end, trio.current_time() + LAST_LOOK_SECONDS)) as scope:
                     timer = _Timer(scope, scope.deadline)
                     with contextlib.suppress(OSError):
-                        answers[index], connection.reusable = await connection.receive(method, timer)
+                        answer, keep = await connection.receive(method, timer)
+                        self._pools[addresses[index]].believe(answer, seals[index])
+                        answers[index], connection.reusable = answer, keep
                 if scope.cancelled_caught:
                     late.append(index)
         finally:
@@ -120,19 +126,21 @@ class TrioTransport:
         if len(late) < len(asked):
             for index in late:
                 answers[index] = TryAgain(f"{addresses[index]}: waiting for the answer: timed out")
-        for index, answer in enumerate(answers):
-            if isinstance(answer, Answer) and answer.status == 401:
+        for index, found in enumerate(answers):
+            if isinstance(found, Answer) and found.status == 401:
                 answers[index] = AccessDenied(f"{addresses[index]} does not accept this cluster's secret")
         return answers
 
     def _head(
         self, address: str, method: str, target: str, headers: Mapping[str, str] | None, body: Sequence[Buffer]
-    ) -> bytes:
-        more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()]) if headers else ""
-        return (
-            f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{self._authorization}"
-            f"content-length: {sum(map(len, body))}\r\n{more}\r\n"
-        ).encode("latin-1")
+    ) -> tuple[bytes, str]:
+        """The request's head, and its seal."""
+        length = str(sum(map(len, body)))
+        sent = {"authorization": self._bearer, "content-length": length, **(headers or {})}
+        seal = seal_request(method, target, sent, body)
+        lines = "".join([f"{name}: {value}\r\n" for name, value in sent.items()])
+        head = f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{lines}{SEAL_HEADER}: {seal}\r\n\r\n"
+        return head.encode("latin-1"), seal
 
     async def close(self) -> None:
         """Idle connections are closed; those in use will be when their request ends."""
@@ -168,7 +176,7 @@ class TrioTransport:
             connection.sock.close()
 
     async def _exchange(
-        self, address: str, method: str, request: Sequence[Buffer], timer: _Timer, first_byte_seconds: float
+        self, address: str, method: str, seal: str, request: Sequence[Buffer], timer: _Timer, first_byte_seconds: float
     ) -> Answer:
         pool = self._pools.get(address)
         if pool is None:
@@ -178,7 +186,7 @@ class TrioTransport:
             connection = pool.take()
             if connection is not None:
                 try:
-                    return await self._on(connection, pool, method, request, timer, first_byte_seconds)
+                    return await self._on(connection, pool, method, seal, request, timer, first_byte_seconds)
                 except OSError:
                     if connection.answered:
                         raise
@@ -186,7 +194,7 @@ class TrioTransport:
             timer.allow(CONNECT_SECONDS, "connecting")
             self._connects += 1
             connection = _Connection(await _connect(address))
-            return await self._on(connection, pool, method, request, timer, first_byte_seconds)
+            return await self._on(connection, pool, method, seal, request, timer, first_byte_seconds)
         finally:
             pool.leave()
 
@@ -195,6 +203,7 @@ class TrioTransport:
         connection: _Connection,
         pool: _Pool,
         method: str,
+        seal: str,
         request: Sequence[Buffer],
         timer: _Timer,
         first_byte_seconds: float,
@@ -206,6 +215,7 @@ class TrioTransport:
             whole = await connection.send(request, timer, first_byte_seconds)
             timer.allow(first_byte_seconds, "waiting for the answer")
             answer, keep = await connection.receive(method, timer)
+            pool.believe(answer, seal)
             connection.reusable = keep and whole and not self._closed
             return answer
         finally:
@@ -234,10 +244,12 @@ class _Timer:
 class _Pool:
     """The connections of one address: a bounded number, the one used last taken first."""
 
-    __slots__ = ("_places", "idle")
+    __slots__ = ("_places", "_seals", "idle")
 
     def __init__(self, connections_max: int) -> None:
         self._places = trio.Semaphore(connections_max, max_value=connections_max)
+        self._seals = False
+        """Whether the server has sealed an answer: then it seals all that it understands."""
         self.idle: deque[_Connection] = deque()
 
     async def enter(self) -> None:
@@ -253,6 +265,13 @@ class _Pool:
 
     def leave(self) -> None:
         self._places.release()
+
+    def believe(self, answer: Answer, seal: str) -> None:
+        """The answer to the request of this seal came as it was sent. Raises ConnectionError."""
+        if self._seals or SEAL_HEADER in answer.headers:
+            if not is_answer_whole(seal, answer.status, answer.headers, answer.body):
+                raise ConnectionError("request or answer was damaged on its way")
+            self._seals = True
 
     def take(self) -> _Connection | None:
         """An idle connection that the other side has not closed."""

@@ -18,6 +18,7 @@ from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
 from servers.serving.access import RequireSecret, SecretError, load_secret
 from servers.serving.metered import MeteredApp, metered_lane
+from servers.serving.sealed import SealedApp
 from servers.serving.server import CannotListen, configure_logging, listen, serve
 
 
@@ -51,7 +52,7 @@ def main() -> int:
     logging.getLogger(__name__).info("naming server of volume %s", settings.volume)
     lanes = [metered_lane(ops_lane(service.store), service.requests, "ops_batch")]
     app = MeteredApp(make_app(service), service.requests)
-    serve(RequireSecret(app, secret), lanes, secret, bound, port_file=arguments.port_file)
+    serve(SealedApp(RequireSecret(app, secret)), lanes, secret, bound, port_file=arguments.port_file)
     return 0
 
 

@@ -26,7 +26,8 @@ of 64 KiB, counted from the start of the extent, to be able to check them. A GET
 PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
 sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged. A barrier
 answers 500 when extents could not be synced; it names them, and they are not there any more.
-Anything: 503 when the disk fails in other ways or the node is too busy; take another node.
+Anything: 503 when the disk fails in other ways or the node is too busy; take another node. A request
+may be sealed, see seal.py.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from collections.abc import Callable, Sequence
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from servers.protocol.seal import DAMAGED, SEAL_HEADER, is_request_body_whole, is_request_head_whole, seal_answer
 from servers.serving.access import DENIED, Secret
 from servers.serving.lane import HEAD_BYTES_MAX, Lane, LaneReply, LaneRequest, json_reply
 from servers.serving.memory import BufferPool, MemoryBudget, buffer_bytes
@@ -127,6 +128,7 @@ class _LaneProtocol(HttpToolsProtocol):
         self._asgi_message_open = False
         self._head = _NO_HEAD
         self._lane = _UNDECIDED
+        self._seal = ""
         self._small_body_bytes = 0
         self._taken_bytes = 0
         self._buffer: mmap.mmap | None = None
@@ -228,6 +230,10 @@ class _LaneProtocol(HttpToolsProtocol):
     def _begin(self, lane: Lane, head_bytes: int) -> None:
         data = self._held
         head = parse_head(data[:head_bytes])
+        seal = head.headers.get(SEAL_HEADER, "")
+        if seal and not is_request_head_whole(seal, head.method, head.target, head.headers):
+            raise Refusal(400, DAMAGED)
+        self._seal = seal
         if not self._secret.accepts(head.headers.get("authorization", "")):
             raise Refusal(401, DENIED)
         length = head.content_length(needed=lane.body_bytes_max > 0)
@@ -298,6 +304,11 @@ class _LaneProtocol(HttpToolsProtocol):
         self.transport.set_protocol(protocol)
 
     def _call(self, body: memoryview) -> None:
+        if self._seal and not is_request_body_whole(self._seal, body):
+            self._seal = ""
+            self._let_body_go(reuse=True)
+            self._refuse(400, DAMAGED)
+            return
         self._state = _State.HANDLING
         head = self._head
         try:
@@ -348,6 +359,9 @@ class _LaneProtocol(HttpToolsProtocol):
         length = sum(len(piece) for piece in reply.body)
         stated = length if reply.content_length is None else reply.content_length
         headers = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
+        if self._seal:
+            seal = seal_answer(self._seal, reply.status, dict(reply.headers), reply.body if with_body else ())
+            headers += f"{SEAL_HEADER}: {seal}\r\n"
         close = "" if keep_alive else "connection: close\r\n"
         size = f"content-length: {stated}\r\n" if reply.status != http.HTTPStatus.NO_CONTENT else ""
         head = f"{_status_line(reply.status)}{size}{close}{headers}\r\n".encode("latin-1")
@@ -363,7 +377,7 @@ class _LaneProtocol(HttpToolsProtocol):
     def _replied(self) -> None:
         """The reply is written but for what the transport buffers: the connection is free for the next request."""
         self._let_reply_go()
-        self._head, self._lane = _NO_HEAD, _UNDECIDED
+        self._head, self._lane, self._seal = _NO_HEAD, _UNDECIDED, ""
         if self.transport.is_closing():
             return
         self._state = _State.IDLE

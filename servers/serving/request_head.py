@@ -29,6 +29,10 @@ class Head:
     headers: Mapping[str, str]
     keep_alive: bool
 
+    @property
+    def target(self) -> str:
+        return f"{self.path}?{self.query}" if self.query else self.path
+
     def content_length(self, needed: bool) -> int:
         """Raises Refusal; a PUT or POST without a length is refused when one is needed, and empty otherwise."""
         if "transfer-encoding" in self.headers:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from servers.serving.access import RequireSecret, SecretError, load_secret
 from servers.serving.metered import MeteredApp, metered_lane
+from servers.serving.sealed import SealedApp
 from servers.serving.server import CannotListen, address_of, configure_logging, listen, serve
 from servers.storage.app import create_app
 from servers.storage.data_directory import CannotStart
@@ -39,7 +40,7 @@ def main() -> int:
     logging.getLogger(__name__).info("storage node %s in %s", node.uuid, where)
     lanes = [metered_lane(lane, node.requests, lane.handler.__name__) for lane in ExtentRoutes(node).lanes()]
     app = MeteredApp(create_app(node, lanes), node.requests)
-    serve(RequireSecret(app, secret), lanes, secret, bound, port_file=settings.port_file)
+    serve(SealedApp(RequireSecret(app, secret)), lanes, secret, bound, port_file=settings.port_file)
     return 1 if node.failed else 0
 
 

@@ -1,0 +1,63 @@
+"""Sums over a request and over its answer, so that what was damaged on the way is noticed by whoever gets it.
+
+    dcs-seal: <CRC32C of the head><CRC32C of the body>      each 8 hexadecimal digits
+
+TCP's own sum is 16 bits wide and made anew by every box on the way. Extents bring sums of their own, in the head, and
+are not summed again: `--------` stands for their body. The head's sum is over what counts in it, so that a box that
+adds headers does no harm; an answer's is over the request's seal too, so that it cannot be the answer to another one.
+
+A client seals what it likes. A server that gets a request whose seal does not fit refuses it unread, 400 and without
+a seal; one that fits gets a sealed answer, refusals too. So a client believes no unsealed answer of a server
+that seals: it is as if none had come. Pure; no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from crc32c import crc32c
+
+from servers.protocol.checksum import Buffer
+from servers.protocol.naming_api import DEADLINE_HEADER
+from servers.protocol.storage_api import EXTENT_HEADER, LENGTH_HEADER, SUMS_HEADER
+
+SEAL_HEADER = "dcs-seal"
+DAMAGED = "the request was damaged on its way: send it again"
+_HAS_ITS_OWN = "--------"
+_REQUEST_HEADERS = ("authorization", "content-length", "range", DEADLINE_HEADER, EXTENT_HEADER)
+_ANSWER_HEADERS = ("content-range", LENGTH_HEADER, SUMS_HEADER, EXTENT_HEADER)
+
+
+def seal_request(method: str, target: str, headers: Mapping[str, str], body: Iterable[Buffer]) -> str:
+    """`headers` by their names in lower case, with authorization and content-length."""
+    inner = _HAS_ITS_OWN if EXTENT_HEADER in headers and method == "PUT" else _body_sum(body)
+    return _sealed((method, target), headers, _REQUEST_HEADERS, inner)
+
+
+def is_request_head_whole(seal: str, method: str, target: str, headers: Mapping[str, str]) -> bool:
+    return seal == _sealed((method, target), headers, _REQUEST_HEADERS, seal[8:])
+
+
+def is_request_body_whole(seal: str, body: Buffer) -> bool:
+    return seal[8:] in (_HAS_ITS_OWN, _body_sum((body,)))
+
+
+def seal_answer(request_seal: str, status: int, headers: Mapping[str, str], body: Iterable[Buffer]) -> str:
+    inner = _HAS_ITS_OWN if SUMS_HEADER in headers else _body_sum(body)
+    return _sealed((request_seal, str(status)), headers, _ANSWER_HEADERS, inner)
+
+
+def is_answer_whole(request_seal: str, status: int, headers: Mapping[str, str], body: Buffer) -> bool:
+    return headers.get(SEAL_HEADER) == seal_answer(request_seal, status, headers, (body,))
+
+
+def _sealed(first: tuple[str, str], headers: Mapping[str, str], names: tuple[str, ...], inner: str) -> str:
+    what = "\n".join((*first, *[headers.get(name, "") for name in names], inner))
+    return f"{crc32c(what.encode('latin-1')):08x}{inner}"
+
+
+def _body_sum(body: Iterable[Buffer]) -> str:
+    total = 0
+    for piece in body:
+        total = crc32c(piece, total)
+    return f"{total:08x}"
