@@ -77,6 +77,8 @@ class ExtentClient:
         mtime_ns: int,
         replicas: int,
         sync: bool,
+        chunk_size: int = 0,
+        places: tuple[int, ...] = (),
     ) -> StoredExtent:
         """The pieces, laid end to end, as a new extent on `replicas` nodes, or on as many as can be had but
         at least `Limits.min_write_replicas` of them. The pieces hold at least one byte and must not change meanwhile.
@@ -87,7 +89,7 @@ class ExtentClient:
         if not length:
             raise ValueError("an extent has at least one byte")
         end_at = trio.current_time() + self._limits.write_deadline_seconds
-        header = ExtentHeader(self._volume, inode, chunk, mtime_ns, name, await _sums(pieces))
+        header = ExtentHeader(self._volume, inode, chunk, mtime_ns, name, await _sums(pieces), chunk_size, places)
         storing = Storing(
             self._storage, self._replicas, self._limits, self._chance, self._new_id(), pieces, length,
             header, replicas, sync, end_at,

@@ -37,6 +37,7 @@ from servers.protocol.geometry import Segment, overlay, spans
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes, pack_nodes, pack_segments, pack_time
+from servers.protocol.storage_api import flat_places
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ EFBIG, ESTALE = 27, 116
 class Store(Protocol):
     async def __call__(
         self, pieces: list[memoryview], *, inode: InodeNumber, chunk: int, name: bytes, mtime_ns: int, replicas: int,
-        sync: bool,
+        sync: bool, chunk_size: int, places: tuple[int, ...],
     ) -> StoredExtent: ...  # fmt: skip
 
 
@@ -210,7 +211,8 @@ class FileWriter:
             async with self._parts.uploads:
                 sealed.stored = await self._parts.store(
                     chunk.pieces(), inode=self._ino, chunk=sealed.index, name=self._name(), mtime_ns=self.mtime_ns,
-                    replicas=self._replicas, sync=sync,
+                    replicas=self._replicas, sync=sync, chunk_size=self._chunk_size,
+                    places=() if self._appending else flat_places(sealed.layout),
                 )  # fmt: skip
         except DcsError as error:
             sealed.error = error

@@ -211,8 +211,9 @@ class _Upload:
         """The piece is stored on all its nodes, or on enough of them; synced if large, else up to `_commit`."""
         extent = self._session.new_extent()
         header = ExtentHeader(
-            self._session.volume, self._stub.ino, index, self._began_ns, self._name, block_sums([piece])
-        )
+            self._session.volume, self._stub.ino, index, self._began_ns, self._name, block_sums([piece]),
+            self._stub.chunk_size, (0, len(piece)),
+        )  # fmt: skip
         stored: list[NodeNumber] = []
         failures: dict[NodeNumber, DcsError] = {}
         deadline = time.monotonic() + WRITE_SECONDS

@@ -183,15 +183,17 @@ class StorageClient:
         inode: int,
         chunk: int,
         mtime_ns: int,
+        chunk_size: int,
+        offset: int,
         parts: Iterable[tuple[ExtentId, int, int, Sequence[str]]],
         deadline_seconds: float,
     ) -> None:
-        """The node, by its uuid, has the new extent on stable storage: the parts one after the other. A part is an
-        extent, offset and length, and the addresses of the other nodes that have it."""
+        """The node, by its uuid, has the new extent on stable storage: the parts one after the other, at `offset` of
+        the chunk. A part is an extent, offset and length, and the addresses of the other nodes that have it."""
         rows = [{"extent": extent_text(e), "offset": o, "length": n, "sources": list(s)} for e, o, n, s in parts]
         order = {
             "node": node, "extent": extent_text(extent), "volume": volume, "inode": inode, "chunk": chunk,
-            "mtime_ns": mtime_ns, "parts": rows,
+            "mtime_ns": mtime_ns, "chunk_size": chunk_size, "offset": offset, "parts": rows,
         }  # fmt: skip
         await self._json(address, "POST", COMPOSE_PATH, order, seconds=deadline_seconds)
 

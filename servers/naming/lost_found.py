@@ -1,16 +1,18 @@
 """Which files can be rebuilt from what replicas say of themselves: pure.
 
-A replica's footer names the inode, the chunk and the file's name at the time, but not the place within the
-chunk. So a chunk of one extent is that extent from its beginning; of a chunk of several (random or small
-writes, appends) nobody knows the places: those extents become files of their own.
+A replica's footer names the inode, the chunk, the file's name at the time and where in the chunk its ranges belong.
+So a file's pieces are laid over each other in the order in which they were written, as their writers' clocks have
+it. Of some nobody knows the place (appends, extents of very many ranges, those of older writers): a chunk of one such
+alone is that extent from its beginning; else those become files of their own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from servers.protocol.geometry import is_chunk_size
+from servers.protocol.geometry import Segment, is_chunk_size, overlay
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import NAME_BYTES_MAX
 
@@ -26,47 +28,83 @@ class Found:
     mtime_ns: int
     name: bytes
     nodes: tuple[NodeNumber, ...]
+    chunk_size: int = 0
+    places: tuple[int, ...] = ()
+    """See ExtentHeader."""
+
+    def segments(self) -> Iterator[Segment]:
+        at = 0
+        for offset, length in zip(self.places[::2], self.places[1::2], strict=True):
+            yield Segment(offset, self.extent, at, length, self.nodes)
+            at += length
 
 
 @dataclass(frozen=True)
 class LostFile:
     name: bytes
     chunk_size: int
-    chunks: Mapping[int, Found]
-    """Each from the beginning of its chunk; what is missing is a hole."""
+    chunks: Mapping[int, Sequence[Segment]]
+    """Of each chunk what is known, sorted and without overlap; what is missing is a hole."""
     mtime_ns: int
 
     @property
     def size(self) -> int:
         last = max(self.chunks)
-        return last * self.chunk_size + self.chunks[last].length
+        return last * self.chunk_size + self.chunks[last][-1].end
 
 
 def plan_files(found: Iterable[Found], chunk_size: int) -> list[LostFile]:
     """One file for each inode, and one for each extent whose place is not known. `chunk_size`: the volume's."""
-    inodes: dict[int, dict[int, list[Found]]] = {}
+    inodes: dict[int, list[Found]] = {}
     for one in sorted(found, key=lambda f: (f.mtime_ns, f.extent)):
-        inodes.setdefault(one.inode, {}).setdefault(one.chunk, []).append(one)
+        inodes.setdefault(one.inode, []).append(one)
     files = []
-    for inode, chunks in sorted(inodes.items()):
-        sure = {index: extents[0] for index, extents in chunks.items() if len(extents) == 1}
-        if sure:
-            latest = max(sure.values(), key=lambda f: f.mtime_ns)
-            size = _chunk_size(sure, chunk_size)
-            files.append(LostFile(_name(latest.name, f"{inode}"), size, sure, latest.mtime_ns))
-        for index, extents in sorted(chunks.items()):
-            for one in extents if len(extents) > 1 else ():
-                name = _name(one.name, f"{inode}.chunk{index}.{extent_text(one.extent)}")
-                files.append(LostFile(name, max(chunk_size, _power(one.length)), {0: one}, one.mtime_ns))
+    for inode, extents in sorted(inodes.items()):
+        placed, others = _placed(extents)
+        if placed:
+            latest = max(placed, key=lambda f: f.mtime_ns)
+            chunks: dict[int, list[Segment]] = {}
+            for one in placed:
+                chunks.setdefault(one.chunk, []).extend(one.segments())
+            laid = {index: overlay(segments) for index, segments in chunks.items()}
+            name, size = _name(latest.name, f"{inode}"), _chunk_size(placed, chunk_size)
+            files.append(LostFile(name, size, laid, latest.mtime_ns))
+        for one in others:
+            name = _name(one.name, f"{inode}.chunk{one.chunk}.{extent_text(one.extent)}")
+            size = max(chunk_size, _power(one.length))
+            files.append(LostFile(name, size, {0: list(_at_the_beginning(one).segments())}, one.mtime_ns))
     return files
 
 
-def _chunk_size(chunks: Mapping[int, Found], default: int) -> int:
-    """All chunks but the last are full, as a rule: that tells the size."""
-    full = [one.length for index, one in chunks.items() if index < max(chunks)]
-    if full and is_chunk_size(max(full)):
+def _placed(extents: Sequence[Found]) -> tuple[list[Found], list[Found]]:
+    """Those of one inode whose place is known, or sure enough, and the others."""
+    alone = Counter(one.chunk for one in extents)
+    placed, others = [], []
+    for one in extents:
+        if one.places:
+            placed.append(one)
+        elif alone[one.chunk] == 1:
+            placed.append(_at_the_beginning(one))
+        else:
+            others.append(one)
+    return placed, others
+
+
+def _at_the_beginning(one: Found) -> Found:
+    return replace(one, places=(0, one.length))
+
+
+def _chunk_size(placed: Sequence[Found], default: int) -> int:
+    """What most of them say; else all chunks but the last are full, as a rule: that tells the size."""
+    said = Counter(one.chunk_size for one in placed if is_chunk_size(one.chunk_size))
+    longest = max(segment.end for one in placed for segment in one.segments())
+    if said and longest <= (most := said.most_common(1)[0][0]):
+        return most
+    last = max(one.chunk for one in placed)
+    full = [one.length for one in placed if one.chunk < last]
+    if full and is_chunk_size(max(full)) and longest <= max(full):
         return max(full)
-    return max(default, _power(max(one.length for one in chunks.values())))
+    return max(default, _power(longest))
 
 
 def _power(length: int) -> int:

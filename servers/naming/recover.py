@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,8 @@ from servers.naming.redis_url import Endpoint, RedisPlace, parse_redis_url
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused, TryAgain
-from servers.protocol.geometry import Segment
 from servers.protocol.ids import ROOT_INODE, ExtentId, NodeNumber, extent_session
-from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.names import unescape
 from servers.protocol.naming_api import pack_segments
 from servers.protocol.snapshots import (
@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 READ_SECONDS = 60.0
 DESCRIBED_AT_ONCE_MAX = 8
+SEGMENTS_MAX = SEGMENTS_PER_COMMIT_MAX // 2
 CONNECTED_SECONDS = 30.0
 LOST_FOUND = b"lost+found"
 GARBAGE, EEXIST, ESTALE = 0, 17, 116
@@ -331,8 +332,9 @@ async def _describe(
     if not good:
         return None
     return Found(
-        extent, told["length"], told["inode"], told["chunk"], told["mtime_ns"], unescape(told["name"]), tuple(good)
-    )
+        extent, told["length"], told["inode"], told["chunk"], told["mtime_ns"], unescape(told["name"]), tuple(good),
+        told["chunk_size"], tuple(told["places"]),
+    )  # fmt: skip
 
 
 async def _make_files(service: Service, files: list[LostFile]) -> int:
@@ -354,13 +356,14 @@ async def _make_files(service: Service, files: list[LostFile]) -> int:
 
 async def _make_file(service: Service, file: LostFile, directory: int) -> None:
     ino = (await service.change("stub", mode=0o600, uid=0, gid=0, chunk_size=file.chunk_size))[0]
-    rows = sorted(file.chunks.items())
-    for at in range(0, len(rows), CHUNKS_PER_CALL_MAX):
+    rows = deque(sorted(file.chunks.items()))
+    while rows:
         flat: list[Any] = []
-        end = 0
-        for index, one in rows[at : at + CHUNKS_PER_CALL_MAX]:
-            flat += [index, pack_segments([Segment(0, one.extent, 0, one.length, one.nodes)])]
-            end = index * file.chunk_size + one.length
+        end = count = 0
+        while rows and len(flat) < 2 * CHUNKS_PER_CALL_MAX and (not flat or count + len(rows[0][1]) <= SEGMENTS_MAX):
+            index, segments = rows.popleft()
+            flat += [index, pack_segments(segments)]
+            end, count = index * file.chunk_size + segments[-1].end, count + len(segments)
         mtime = [file.mtime_ns // 10**9, file.mtime_ns % 10**9]
         await service.change("commit", ino=ino, chunks=flat, end=end, mtime=mtime, synced=True)
     await service.change("publish", ino=ino, parent=directory, name=file.name, size=file.size, overwrite=False)

@@ -158,10 +158,13 @@ class Feed:
     async def _readable(self) -> None:
         """Or LOOK_SECONDS are over."""
         loop = asyncio.get_running_loop()
-        there = loop.create_future()
-        loop.add_reader(self._socket, lambda: there.done() or there.set_result(None))
+        there = asyncio.Event()
+        loop.add_reader(self._socket, there.set)
         try:
-            await asyncio.wait([there], timeout=LOOK_SECONDS)
+            async with asyncio.timeout(LOOK_SECONDS):
+                await there.wait()
+        except TimeoutError:
+            pass
         finally:
             loop.remove_reader(self._socket)
 

@@ -34,10 +34,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import msgpack
 
+from servers.protocol.limits import CHUNK_BYTES_MAX
+
+PLACES_MAX = 256
 EXTENTS_PATH = "/v1/extents/"
 EXTENT_HEADER = "dcs-extent"
 SUMS_HEADER = "dcs-crc32c"
@@ -67,21 +72,42 @@ class ExtentHeader:
     """A hint: the file's name when the extent was written."""
     sums: bytes
     """The table of CRC32C, one per 64 KiB block."""
+    chunk_size: int = 0
+    """Of the file; 0 where the writer did not say."""
+    places: tuple[int, ...] = ()
+    """Offset in the chunk and length of each of the ranges that lie end to end in the extent; empty where the writer
+    did not know them (appends), or they are too many."""
 
     def pack(self) -> str:
-        packed = msgpack.packb([self.volume, self.inode, self.chunk, self.mtime_ns, self.name, self.sums])
+        packed = msgpack.packb(
+            [self.volume, self.inode, self.chunk, self.mtime_ns, self.name, self.sums, self.chunk_size, self.places]
+        )
         return base64.b64encode(packed).decode("ascii")
 
 
 def unpack_extent_header(text: str) -> ExtentHeader:
     """Raises ValueError."""
     try:
-        volume, inode, chunk, mtime_ns, name, sums = msgpack.unpackb(base64.b64decode(text, validate=True))
+        volume, inode, chunk, mtime_ns, name, sums, *where = msgpack.unpackb(base64.b64decode(text, validate=True))
+        chunk_size, places = where or (0, ())
     except (binascii.Error, msgpack.UnpackException, ValueError, TypeError) as error:
         raise ValueError(f"{EXTENT_HEADER} is not a packed extent header: {error}") from error
-    header = ExtentHeader(volume, inode, chunk, mtime_ns, name, sums)
-    kinds = (str, int, int, int, bytes, bytes)
-    fields = (volume, inode, chunk, mtime_ns, name, sums)
+    kinds = (str, int, int, int, bytes, bytes, int)
+    fields = (volume, inode, chunk, mtime_ns, name, sums, chunk_size)
     if not all(isinstance(value, kind) for value, kind in zip(fields, kinds, strict=True)):
         raise ValueError(f"{EXTENT_HEADER} has fields of the wrong type")
-    return header
+    return ExtentHeader(volume, inode, chunk, mtime_ns, name, sums, chunk_size, unpack_places(places))
+
+
+def unpack_places(row: object) -> tuple[int, ...]:
+    """Raises ValueError."""
+    places = tuple(row) if isinstance(row, list | tuple) else (0,)
+    if len(places) % 2 or not all(type(number) is int and 0 <= number <= CHUNK_BYTES_MAX for number in places):
+        raise ValueError("places are an offset and a length each")
+    return places
+
+
+def flat_places(ranges: Iterable[tuple[int, int]]) -> tuple[int, ...]:
+    """`ExtentHeader.places` of the ranges [start, end) of a chunk; empty when they are too many to be kept."""
+    flat = tuple(number for start, end in itertools.islice(ranges, PLACES_MAX + 1) for number in (start, end - start))
+    return flat if len(flat) <= 2 * PLACES_MAX else ()

@@ -46,6 +46,9 @@ class Composition:
     inode: int
     chunk: int
     mtime_ns: int
+    chunk_size: int
+    offset: int
+    """Of the new extent, in the chunk."""
     parts: Sequence[Part]
     """One after the other they are the new extent."""
 
@@ -69,7 +72,10 @@ class Composer:
                 piece, name = await self._read(part, name)
                 body[at : at + part.length] = piece
                 at += part.length
-            header = ExtentHeader(wanted.volume, wanted.inode, wanted.chunk, wanted.mtime_ns, name, block_sums([body]))
+            header = ExtentHeader(
+                wanted.volume, wanted.inode, wanted.chunk, wanted.mtime_ns, name, block_sums([body]),
+                wanted.chunk_size, (wanted.offset, length),
+            )  # fmt: skip
             await self._in_thread(self._keep, wanted.extent, header, body)
         return length
 

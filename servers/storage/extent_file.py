@@ -8,6 +8,9 @@
                              volume    the volume's uuid, "" when the writer did not say
                              inode, chunk, mtime_ns   whose data it was, which chunk, the file's mtime
                              name      bytes, a hint: the file's name then
+                             chunk_size, places   of the file; and where in the chunk the data belongs: offset, length,
+                                       offset, length, ... of the ranges that lie end to end; both left out where the
+                                       writer did not say
     L + 4*B + M     32     the trailer, big-endian:
                              8s  magic  "DCSEXT", carriage return, line feed
                              H   version, 1
@@ -33,7 +36,7 @@ from servers.protocol.checksum import table_bytes
 from servers.protocol.errors import ExtentDamaged
 from servers.protocol.ids import EXTENT_ID_BYTES, ExtentId
 from servers.protocol.limits import CHUNK_BYTES_MAX
-from servers.protocol.storage_api import ExtentHeader
+from servers.protocol.storage_api import ExtentHeader, unpack_places
 
 MAGIC = b"DCSEXT\r\n"
 VERSION = 1
@@ -60,16 +63,16 @@ class Footer:
 def pack_footer(footer: Footer) -> bytes:
     """Raises ValueError for a header too large to keep."""
     header = footer.header
-    packed: bytes = msgpack.packb(
-        {
-            "id": footer.extent,
-            "volume": header.volume,
-            "inode": header.inode,
-            "chunk": header.chunk,
-            "mtime_ns": header.mtime_ns,
-            "name": header.name,
-        }
-    )
+    row = {
+        "id": footer.extent,
+        "volume": header.volume,
+        "inode": header.inode,
+        "chunk": header.chunk,
+        "mtime_ns": header.mtime_ns,
+        "name": header.name,
+    }
+    where = {"chunk_size": header.chunk_size, "places": header.places}
+    packed: bytes = msgpack.packb(row | {name: value for name, value in where.items() if value})
     if len(packed) > MAP_BYTES_MAX:
         raise ValueError(f"the extent's header has {len(packed)} bytes; at most {MAP_BYTES_MAX} are kept")
     fields = _FIELDS.pack(MAGIC, VERSION, 0, len(header.sums), len(packed), footer.length)
@@ -102,7 +105,10 @@ def _footer(sums: bytes, packed: bytes, length: int) -> Footer:
     try:
         row = msgpack.unpackb(packed)
         extent = row["id"]
-        header = ExtentHeader(row["volume"], row["inode"], row["chunk"], row["mtime_ns"], row["name"], sums)
+        header = ExtentHeader(
+            row["volume"], row["inode"], row["chunk"], row["mtime_ns"], row["name"], sums,
+            row.get("chunk_size", 0), unpack_places(row.get("places", ())),
+        )  # fmt: skip
     except (msgpack.UnpackException, ValueError, TypeError, KeyError) as error:
         raise ExtentDamaged(f"the footer's map cannot be read: {error!r}") from error
     if not isinstance(extent, bytes) or len(extent) != EXTENT_ID_BYTES:

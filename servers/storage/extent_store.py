@@ -474,6 +474,8 @@ def _checked_header(header: ExtentHeader | None, body: Buffer) -> ExtentHeader:
     block = first_damaged_block(body, header.sums)
     if block is not None:
         raise BadBody(f"block {block} of the body does not have the CRC32C that its header says")
+    if header.places and sum(header.places[1::2]) != len(body):
+        raise BadBody(f"the places in its header are not those of {len(body)} bytes")
     return header
 
 

@@ -14,6 +14,8 @@ from tests.support.processes import wait_for
 MIB = 1024 * 1024
 EARLY = os.urandom(3 * MIB + 10)
 LATE = os.urandom(2 * MIB + 7)
+WRITES = [(n * 99_991 % (3 * MIB), os.urandom(3000 + 7 * n)) for n in range(150)] + [(3 * MIB, os.urandom(77))]
+"""Places all over a file, many of them written twice."""
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +89,23 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
 @pytest.mark.fault("M12")
 @pytest.mark.long
 def test_without_any_snapshot_the_files_are_rebuilt_from_the_replicas(cluster: Cluster) -> None:
-    """A Redis that still has files is not touched."""
+    """Also those that were written in pieces. A Redis that still has files is not touched."""
     assert "nothing is changed" in recover(cluster, expect=1)
+    mount = cluster.mount("m")
+    pieces = bytearray(3 * MIB + 77)
+    with (mount.path / "pieces").open("wb", buffering=0) as file:
+        for at, data in WRITES:
+            os.pwrite(file.fileno(), data, at)
+            pieces[at : at + len(data)] = data
+            if at % 3 == 0:
+                os.fsync(file.fileno())
+    mount.unmount()
     lose_redis(cluster)
     recover(cluster, "--no-snapshot")
     cluster.naming.start()
     cluster.wait_alive(3)
     content = {cluster.read("/lost+found/" + row["name"]) for row in cluster.dcs_json("ls", "/lost+found")}
-    assert {EARLY, b"it goes on"} <= content
+    assert {EARLY, b"it goes on", bytes(pieces)} <= content
     cluster.write("/new", b"new")
     assert cluster.read("/new") == b"new"
     cluster.dcs("gc", "--resume")

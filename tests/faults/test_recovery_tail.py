@@ -223,17 +223,18 @@ def test_a_volume_that_was_deleted_from_redis_is_kept_as_it_was(cluster: Cluster
 def test_of_a_redis_with_replicas_one_is_followed_and_after_a_failover_another(group: type[RedisGroup]) -> None:
     """The Sentinels never take the naming server for a replica of the primary's."""
 
-    def change_and_wait(name: str) -> None:
-        cluster.dcs("mkdir", name)
-        wanted = cluster.status()["changes"]
-        wait_for(lambda: cluster.status()["changes_stored"] >= wanted, f"the nodes know of {name}", 60)
+    with ReplicatedCluster(group, 3, **SETTINGS) as replicated:
 
-    with ReplicatedCluster(group, **SETTINGS) as cluster:
+        def change_and_wait(name: str) -> None:
+            replicated.dcs("mkdir", name)
+            wanted = replicated.status()["changes"]
+            wait_for(lambda: replicated.status()["changes_stored"] >= wanted, f"the nodes know of {name}", 60)
+
         change_and_wait("/before")
         change_and_wait("/and-its-tail")
-        primary = cluster.redises.primary()
+        primary = replicated.redises.primary()
         primary.kill()
         change_and_wait("/behind-a-failover")
         primary.start()
         change_and_wait("/and-behind-that")
-        wait_for(cluster.redises.is_whole, "there are two replicas, and no more", 60)
+        wait_for(replicated.redises.is_whole, "there are two replicas, and no more", 60)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+
+import msgpack
 import pytest
+from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,10 +14,15 @@ from servers.protocol.checksum import block_sums, table_bytes
 from servers.protocol.errors import ExtentDamaged
 from servers.protocol.ids import SessionNumber, extent_id
 from servers.protocol.limits import CHUNK_BYTES_MAX
-from servers.protocol.storage_api import ExtentHeader
+from servers.protocol.storage_api import PLACES_MAX, ExtentHeader, flat_places, unpack_places
 from servers.storage.extent_file import FOOTER_BYTES_MAX, MAP_BYTES_MAX, Footer, pack_footer, parse_footer
 
 u64 = st.integers(0, 2**64 - 1)
+places = st.tuples(st.integers(0, CHUNK_BYTES_MAX), st.integers(1, CHUNK_BYTES_MAX))
+
+
+def flattened(rows: list[tuple[int, int]]) -> tuple[int, ...]:
+    return tuple(number for row in rows for number in row)[: 2 * PLACES_MAX]
 
 
 @st.composite
@@ -22,8 +31,9 @@ def footers(draw: st.DrawFn, length_max: int = CHUNK_BYTES_MAX) -> Footer:
     size = table_bytes(length)
     sums = (draw(st.binary(min_size=4, max_size=64)) * size)[:size]
     header = ExtentHeader(
-        draw(st.text(max_size=40)), draw(u64), draw(u64), draw(u64), draw(st.binary(max_size=255)), sums
-    )
+        draw(st.text(max_size=40)), draw(u64), draw(u64), draw(u64), draw(st.binary(max_size=255)), sums,
+        draw(st.sampled_from((0, 1024, 2**26))), draw(st.lists(places, max_size=2 * PLACES_MAX).map(flattened)),
+    )  # fmt: skip
     return Footer(extent_id(SessionNumber(draw(u64)), draw(u64)), length, header)
 
 
@@ -80,3 +90,22 @@ def test_a_header_too_large_to_keep_is_refused() -> None:
     header = ExtentHeader("v", 1, 2, 3, b"n" * MAP_BYTES_MAX, bytes(4))
     with pytest.raises(ValueError, match="at most"):
         pack_footer(Footer(extent_id(SessionNumber(1), 1), 5, header))
+
+
+def test_a_footer_of_a_writer_that_knew_no_places_is_read() -> None:
+    """Byte by byte what was written before there were any."""
+    extent = extent_id(SessionNumber(1), 2)
+    row = {"id": extent, "volume": "v", "inode": 7, "chunk": 3, "mtime_ns": 5, "name": b"n"}
+    packed = bytes(4) + msgpack.packb(row)
+    body = packed + struct.pack(">8sHHIIQ", b"DCSEXT\r\n", 1, 0, 4, len(packed) - 4, 5)
+    footer = parse_footer(body + struct.pack(">I", crc32c(body)), 5 + len(body) + 4)
+    assert footer == Footer(extent, 5, ExtentHeader("v", 7, 3, 5, b"n", bytes(4)))
+    assert pack_footer(footer) == body + struct.pack(">I", crc32c(body))
+
+
+def test_places_that_are_none_are_refused() -> None:
+    for wrong in ([1], [0, -1], ["a", 1], 7, [0, 2**40]):
+        with pytest.raises(ValueError, match="places"):
+            unpack_places(wrong)
+    assert flat_places([(0, 5), (10, 12)]) == (0, 5, 10, 2)
+    assert flat_places([(n, n + 1) for n in range(0, 1000, 2)]) == ()

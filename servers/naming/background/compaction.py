@@ -56,7 +56,7 @@ class Compaction:
         """How many bytes were written, all copies counted."""
         store = self._service.store
         try:
-            blob, seen, replicas, seconds, nanoseconds = await store.ask("long_chunk", ino=ino, index=index)
+            blob, seen, replicas, seconds, nanoseconds, chunk_size = await store.ask("long_chunk", ino=ino, index=index)
         except Refused as error:
             if error.errno != ENOENT:
                 raise
@@ -71,7 +71,7 @@ class Compaction:
         try:
             for number, run in enumerate(runs):
                 made[number] = (await self._service.new_extent(), [])
-                await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, replicas)
+                await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas)
         except DcsError:
             await self._commit(ino, index, b"", [], made)
             raise
@@ -89,6 +89,7 @@ class Compaction:
         ino: InodeNumber,
         index: int,
         mtime_ns: int,
+        chunk_size: int,
         replicas: int,
     ) -> None:
         """The run is one extent on as many nodes as are wanted; they are added to `made` as they have it."""
@@ -99,8 +100,9 @@ class Compaction:
         stored.append(home.number)
         await self._service.storage.compose(
             home.address, home.uuid, extent, volume=self._service.store.volume_uuid, inode=ino, chunk=index,
-            mtime_ns=mtime_ns, parts=[(s.extent, s.extent_offset, s.length, _sources(s, home, addresses))
-                                      for s in run.segments], deadline_seconds=STEP_SECONDS,
+            mtime_ns=mtime_ns, chunk_size=chunk_size, offset=run.offset,
+            parts=[(s.extent, s.extent_offset, s.length, _sources(s, home, addresses)) for s in run.segments],
+            deadline_seconds=STEP_SECONDS,
         )  # fmt: skip
         wanted = [WantedCopy(extent, run.length, [home.address])]
         for other in others:

@@ -12,11 +12,11 @@ read('long', { before_ms = 'count', count = 'count' }, function(c, a)
   return reply
 end)
 
--- long_chunk {ino, index} -> segments, their SHA-1, replicas wanted, mtime s, ns; ENOENT where there is no such chunk
+-- long_chunk {ino, index} -> segments, their SHA-1, replicas wanted, mtime s, ns, chunk size; ENOENT where there is no such chunk
 read('long_chunk', { ino = 'ino', index = 'count' }, function(c, a)
   local inode, blob = c:inode(a.ino), call('HGET', c:key('m', a.ino), text(a.index))
   if not inode or not blob then return { ENOENT } end
-  return { 0, blob, redis.sha1hex(blob), inode[REPLICAS], inode[MTIME], inode[MTIME + 1] }
+  return { 0, blob, redis.sha1hex(blob), inode[REPLICAS], inode[MTIME], inode[MTIME + 1], inode[CHUNK] }
 end)
 
 -- not_long {ino, index} -> ; nothing can be done for this chunk before it grows again

@@ -6,7 +6,7 @@ from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, Field
 
 from servers.protocol.ids import parse_extent_text
-from servers.protocol.limits import CHUNK_BYTES_MAX, COPY_SOURCES_MAX, SEGMENTS_PER_COMMIT_MAX
+from servers.protocol.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, COPY_SOURCES_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.storage_api import COMPOSE_PATH
 from servers.storage.compose import Composition, Part
 from servers.storage.node import StorageNode
@@ -27,6 +27,8 @@ class ComposeOrder(BaseModel):
     inode: int = Field(ge=0, le=2**53)
     chunk: int = Field(ge=0, le=2**53)
     mtime_ns: int = Field(ge=-(2**63), lt=2**63)
+    chunk_size: int = Field(ge=CHUNK_BYTES_MIN, le=CHUNK_BYTES_MAX)
+    offset: int = Field(ge=0, le=CHUNK_BYTES_MAX)
     parts: list[PartOrder] = Field(min_length=1, max_length=SEGMENTS_PER_COMMIT_MAX)
 
 
@@ -47,8 +49,9 @@ def composition_routes(node: StorageNode) -> APIRouter:
             raise HTTPException(422, f"an extent has at most {CHUNK_BYTES_MAX} bytes")
         parts = [Part(parse_extent_text(p.extent), p.offset, p.length, p.sources) for p in order.parts]
         wanted = Composition(
-            parse_extent_text(order.extent), order.volume, order.inode, order.chunk, order.mtime_ns, parts
-        )
+            parse_extent_text(order.extent), order.volume, order.inode, order.chunk, order.mtime_ns, order.chunk_size,
+            order.offset, parts,
+        )  # fmt: skip
         return Composed(length=await node.composer.compose(wanted))
 
     return routes

@@ -128,6 +128,10 @@ class Description(BaseModel):
     chunk: int
     mtime_ns: int
     name: str
+    chunk_size: int
+    """Of the file; 0 where the writer did not say."""
+    places: list[int]
+    """Offset in the chunk, and length, of each of the ranges that lie end to end in it; empty where it is not known."""
     sums: list[str]
     """CRC32C of each 64 KiB block, in hexadecimal."""
     verified: bool
@@ -224,6 +228,8 @@ def _describe(node: StorageNode, extent: ExtentId) -> dict[str, Any]:  # Any: th
         "chunk": header.chunk,
         "mtime_ns": header.mtime_ns,
         "name": escape(header.name),
+        "chunk_size": header.chunk_size,
+        "places": list(header.places),
         "sums": [f"{value:08x}" for (value,) in struct.iter_unpack(">I", sums)],
         "verified": verified,
     }
