@@ -73,19 +73,19 @@ class Session:
     def _learn(self, facts: dict[bytes, Any]) -> None:
         """Our clock is behind the volume's by what the answer took, and never ahead: a time of ours that is ahead
         would hide changes that the volume dates."""
-        self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - time.time_ns()
+        self._clock_offset_ns = facts[b"s"] * 1_000_000_000 + facts[b"ns"] - _steady_ns()
         self._renew_seconds = min(SESSION_RENEW_SECONDS, facts[b"lease_ms"] / 1000 / RENEWALS_PER_LEASE)
         self.facts = Facts(facts[b"uuid"].decode(), facts[b"chunk_size"], facts[b"replicas"])
 
     def now_ns(self) -> int:
         """The volume's time, as far as this mount knows it: nanoseconds since 1970, later than any it gave or saw,
         and not ahead. Whole microseconds, as all times are that the volume gives by itself."""
-        self._last_ns = max(self._last_ns + 1000, time.time_ns() + self._clock_offset_ns) // 1000 * 1000
+        self._last_ns = max(self._last_ns + 1000, _steady_ns() + self._clock_offset_ns) // 1000 * 1000
         return self._last_ns
 
     def saw(self, time_ns: int) -> None:
         """The volume gave this time, so now is later; unless the clock was wrong that gave it."""
-        if self._last_ns < time_ns < time.time_ns() + self._clock_offset_ns + CLOCK_ERROR_NS:
+        if self._last_ns < time_ns < _steady_ns() + self._clock_offset_ns + CLOCK_ERROR_NS:
             self._last_ns = time_ns
 
     def new_extent(self) -> ExtentId:
@@ -131,3 +131,8 @@ class Session:
 
     async def close(self) -> None:
         await self._metadata.ask("session_close")
+
+
+def _steady_ns() -> int:
+    """A clock that nobody sets, and that goes on while the machine sleeps."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -212,6 +213,55 @@ def test_the_naming_server_out_of_reach_for_twenty_seconds_is_a_stall_and_no_err
     content = os.urandom(300_000)
     (near.path / "read-on").write_bytes(content)
     time_cut(wired, wire, far, near, content, 20)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.fault("N4")
+def test_a_mount_cut_off_for_longer_than_its_lease_never_writes_over_what_is_newer(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    """EIO in time; after the return EIO or ESTALE for what others changed meanwhile, whether or not a flush had been
+    tried, and what nobody changed is stored. Handles without unwritten data go on, unless their file is gone."""
+    names = ("tried", "waits", "alone", "clean", "gone")
+    for name in names:
+        (near.path / name).write_bytes(b"first " * 1000)
+    far.remount()
+    sessions = wired.status()["sessions"]
+    with Caller() as caller, Caller() as other:
+        modes = (os.O_RDWR, os.O_RDWR, os.O_RDWR, os.O_RDONLY, os.O_RDONLY)
+        files = {n: caller.do("open", far.path / n, m) for n, m in zip(names, modes, strict=True)}
+        time.sleep(1)  # Until the metadata was told what is open.
+        for name in ("tried", "waits", "alone"):
+            caller.do("pwrite", files[name], b"stale", 0)
+        with wire.cut(wired.address):
+            caller.begin("fsync", files["tried"])
+            other.begin("mkdir", far.path / "not-made")
+            for failed in (caller.end(), other.end()):
+                assert failed.errno == errno.EIO
+                assert failed.seconds < 30 + 3
+            note_stall(failed.seconds)
+            wait_for(lambda: wired.status()["sessions"] < sessions, "the lease has run out", 60)
+            (near.path / "tried").write_bytes(b"newer")
+            (near.path / "waits").write_bytes(b"newer")
+            (near.path / "gone").unlink()
+        for name in ("waits", "tried"):
+            assert caller.call("fsync", files[name]).errno in (errno.EIO, errno.ESTALE), name
+        caller.do("fsync", files["alone"])
+        assert caller.do("pread", files["clean"], 6000, 0) == b"first " * 1000
+        gone = caller.call("pread", files["gone"], 6000, 0)
+        assert gone.errno == errno.ESTALE or gone.value == b"first " * 1000
+        for name in names:
+            caller.call("close", files[name])
+    subprocess.run(["fusermount3", "-u", far.path], check=True, timeout=30)
+    wait_for(lambda: not far.process.is_running, "the daemon has ended", 60)
+    assert far.process.exit_status == 1, "what was written and lost is told"
+    far.start()
+    near.remount()
+    for mount in (near, far):
+        assert (mount.path / "tried").read_bytes() == (mount.path / "waits").read_bytes() == b"newer"
+        assert (mount.path / "alone").read_bytes() == b"stale " + b"first " * 999
+    (far.path / "not-made").mkdir(exist_ok=True)
 
 
 def time_cut(wired: WiredCluster, wire: Wire, far: Mount, near: Mount, content: bytes, seconds: int) -> None:
