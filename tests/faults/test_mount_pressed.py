@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,7 +65,8 @@ sys.exit(sorted(whole) != sorted(names))
 """
 SYNCING = """
 import os, sys
-descriptor = os.open(sys.argv[1], os.O_RDWR)
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+print("open", flush=True)
 sys.stdin.readline()
 os.write(descriptor, b"x" * 100_000)
 print("written", flush=True)
@@ -147,11 +148,13 @@ def test_a_program_killed_while_it_waits_for_the_mount_is_gone_at_the_deadline(
 ) -> None:
     """The kernel lets nobody go who waits for a file system; that the wait has an end is all there is. Closing the
     file, which is part of its end, does not wait as long again."""
-    files = [mount.path / f"killed-{who}-{number}" for number in range(3)]
-    for file in files:
-        file.touch()
-    programs = [started(SYNCING, str(file)) for file in files]
-    with hanging(mounted.nodes if who == "nodes" else [mounted.redis]):
+    with ExitStack() as ends:
+        programs = [started(SYNCING, str(mount.path / f"killed-{who}-{number}")) for number in range(3)]
+        for program in programs:
+            ends.enter_context(program)
+            ends.callback(program.kill)
+            assert line_of(program) == b"open\n"
+        ends.enter_context(hanging(mounted.nodes if who == "nodes" else [mounted.redis]))
         for program in programs:
             say_go_on(program)
         began = time.monotonic()
@@ -203,8 +206,9 @@ def test_a_mount_out_of_descriptors_says_so_and_recovers(mounted: Cluster, mount
     place = mount.path / f"descriptors-{seconds}"
     place.mkdir()
     content = {number: os.urandom(100_000) for number in range(40)}
-    for number in range(8):
-        (place / f"before-{number}").write_bytes(content[number])
+    for number, data in content.items():
+        (place / f"{number}").mkdir()  # For each its own: in one they would wait one after another, in the kernel.
+        (place / f"{number}/before").write_bytes(data)
     mount.remount()
     pid = mount.process.pid
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -214,8 +218,7 @@ def test_a_mount_out_of_descriptors_says_so_and_recovers(mounted: Cluster, mount
     def work(number: int) -> None:
         began = time.monotonic()
         try:
-            (place / f"during-{number}").write_bytes(content[number])
-            (place / f"before-{number % 8}").read_bytes()
+            (place / f"{number}/during").write_bytes(content[number])
         except OSError as error:
             failed.append(error.errno or 0)
         longest.append(time.monotonic() - began)
@@ -237,10 +240,10 @@ def test_a_mount_out_of_descriptors_says_so_and_recovers(mounted: Cluster, mount
     assert len(done) == len(failed) == (len(content) if seconds > DEADLINE_SECONDS + SLACK_SECONDS else 0)
     began = time.monotonic()
     for number, data in content.items():
-        (place / f"during-{number}").write_bytes(data)
-        assert (place / f"before-{number % 8}").read_bytes() == content[number % 8]
+        (place / f"{number}/during").write_bytes(data)
+        assert (place / f"{number}/before").read_bytes() == data
     assert time.monotonic() - began < SLACK_SECONDS
     assert mounted.status()["under_replicated"] == 0
     mount.remount()
     for number, data in content.items():
-        assert (place / f"during-{number}").read_bytes() == data
+        assert (place / f"{number}/during").read_bytes() == data
