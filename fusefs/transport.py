@@ -91,7 +91,7 @@ class TrioTransport:
         method: str,
         target: str,
         *,
-        headers: Mapping[str, str],
+        headers: Sequence[Mapping[str, str]],
         body: Sequence[Buffer],
         seconds: float,
     ) -> list[Answer | DcsError | None]:
@@ -107,7 +107,7 @@ class TrioTransport:
                 connection = self._idle(address)
                 if connection is not None:
                     asked.append((index, connection))
-                    head, seals[index] = self._head(address, method, target, headers, body)
+                    head, seals[index] = self._head(address, method, target, headers[index], body)
                     connection.send_at_once([head, *body])
             self._requests += len(asked)
             for index, connection in asked:

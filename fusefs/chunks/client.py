@@ -194,7 +194,7 @@ class ExtentClient:
         if node is None:
             return False
         try:
-            await self._storage.barrier(node.address, deadline_seconds=self._limits.write_deadline_seconds)
+            await self._storage.barrier(node.place, deadline_seconds=self._limits.write_deadline_seconds)
         except DcsError as error:
             self._replicas.failed(number, trio.current_time(), error)
             return False

@@ -84,7 +84,7 @@ class Fetching:
         began = trio.current_time()
         try:
             view = await self.storage.get(
-                node.address, self.extent, self.start, self.length,
+                node.place, self.extent, self.start, self.length,
                 deadline_seconds=self.end_at - began, first_byte_seconds=self.limits.first_byte_seconds,
             )  # fmt: skip
             if len(view) < self.least:

@@ -97,7 +97,7 @@ class Storing:
             return
         nodes = choose_nodes(able, self.copies, self.length, self.chance, local=self.replicas.local)
         results = await self.storage.put_at_once(
-            [node.address for node in nodes], self.extent, self.pieces, self.header, sync=self.sync,
+            [node.place for node in nodes], self.extent, self.pieces, self.header, sync=self.sync,
             seconds=self.limits.straggler_seconds,
         )  # fmt: skip
         for node, result in zip(nodes, results, strict=True):
@@ -130,7 +130,7 @@ class Storing:
     async def _put(self, node: NodeView) -> None:
         try:
             await self.storage.put(
-                node.address, self.extent, self.pieces, self.header, sync=self.sync,
+                node.place, self.extent, self.pieces, self.header, sync=self.sync,
                 deadline_seconds=self.end_at - trio.current_time(), first_byte_seconds=self.limits.silence_seconds,
             )  # fmt: skip
         except DcsError as error:  # Whatever it is, this node does not have the extent.

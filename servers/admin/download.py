@@ -156,7 +156,7 @@ class _Download:
                 if isinstance(problems.get(node.number), (ExtentDamaged, ExtentMissing)):
                     continue
                 try:
-                    data = await self._get(node.address, segment)
+                    data = await self._get(node.place, segment)
                 except (TryAgain, NodeFailed, ExtentDamaged) as error:
                     problems[node.number] = error
                     if not isinstance(error, (ExtentDamaged, ExtentMissing)):

@@ -83,7 +83,7 @@ async def _replica(
         return {**row, "state": "unknown", "problem": "no such node"}
     try:
         async with room:
-            found = await connection.storage.describe(node.address, segment.extent)
+            found = await connection.storage.describe(node.place, segment.extent)
     except DcsError as error:
         state = {ExtentDamaged: "damaged", ExtentMissing: "missing"}.get(type(error), "unknown")
         return {**row, "state": state, "problem": str(error)}

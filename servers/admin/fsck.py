@@ -180,7 +180,7 @@ class _Comparison:
         after: str | None = None
         try:
             while True:
-                page = await self._connection.storage.inventory(node.address, after, EXTENTS_PER_CALL_MAX)
+                page = await self._connection.storage.inventory(node.place, after, EXTENTS_PER_CALL_MAX)
                 held.update(page.lengths)
                 after = page.next
                 if after is None:
@@ -236,7 +236,7 @@ class _Comparison:
         """Only what is wrong now and needed now is a finding."""
         for batch in _batches(extents):
             try:
-                lengths = await self._connection.storage.check(node.address, batch)
+                lengths = await self._connection.storage.check(node.place, batch)
             except (TryAgain, NodeFailed) as error:
                 self._cannot_ask(node, error)
                 return
@@ -282,7 +282,7 @@ class _Comparison:
         if not garbage:
             return
         try:
-            lengths = await self._connection.storage.check(node.address, garbage)
+            lengths = await self._connection.storage.check(node.place, garbage)
         except (TryAgain, NodeFailed) as error:
             self._cannot_ask(node, error)
             return
@@ -314,7 +314,7 @@ class _Comparison:
 
     async def _verify_one(self, extent: ExtentId, node: NodeView) -> None:
         try:
-            described = await self._connection.storage.describe(node.address, extent)
+            described = await self._connection.storage.describe(node.place, extent)
             is_good = described["verified"]
         except ExtentDamaged:
             is_good = False

@@ -56,7 +56,7 @@ async def forecast(connection: Connection) -> Forecast:
 async def _names(connection: Connection, node: NodeView) -> AsyncIterator[list[ExtentId]]:
     after: str | None = None
     while True:
-        names, after = await connection.storage.names(node.address, after, EXTENTS_PER_CALL_MAX)
+        names, after = await connection.storage.names(node.place, after, EXTENTS_PER_CALL_MAX)
         yield names
         if after is None:
             return
@@ -80,7 +80,7 @@ async def undo(connection: Connection, extents: list[ExtentId] | None, seconds: 
     for node in await connection.naming.nodes():
         total = 0
         try:
-            while count := await connection.storage.undelete(node.address, extents, seconds):
+            while count := await connection.storage.undelete(node.place, extents, seconds):
                 total += count
         except (TryAgain, NodeFailed) as error:
             unknown.append(f"node {node.number} ({node.state}): {error}")

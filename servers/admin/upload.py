@@ -194,7 +194,7 @@ class _Upload:
 
     async def _barrier(self, node: NodeView) -> bool:
         try:
-            await self._connection.storage.barrier(node.address, deadline_seconds=BARRIER_SECONDS)
+            await self._connection.storage.barrier(node.place, deadline_seconds=BARRIER_SECONDS)
         except (TryAgain, NodeFailed):
             self._nodes.failed(node.number)
             return False
@@ -262,7 +262,7 @@ class _Upload:
         pieces = [piece[at : at + PIECE_BYTES] for at in range(0, len(piece), PIECE_BYTES)]
         try:
             await self._connection.storage.put(
-                node.address, extent, pieces, header, sync=self._syncs_alone, first_byte_seconds=SILENCE_SECONDS,
+                node.place, extent, pieces, header, sync=self._syncs_alone, first_byte_seconds=SILENCE_SECONDS,
                 deadline_seconds=PUT_SECONDS + len(piece) / PUT_BYTES_PER_SECOND_MIN,
             )  # fmt: skip
         except (TryAgain, NodeFailed, ExtentDamaged) as error:  # Damaged: its disk did not keep what it took.

@@ -52,11 +52,11 @@ class AtOnce(Protocol):
     """The same small request to several servers, for the least CPU; what a transport may offer besides."""
 
     async def __call__(
-        self, addresses: Sequence[str], method: str, target: str, *, headers: Mapping[str, str],
+        self, addresses: Sequence[str], method: str, target: str, *, headers: Sequence[Mapping[str, str]],
         body: Sequence[Buffer], seconds: float,
     ) -> list[Answer | DcsError | None]:  # fmt: skip
-        """Per address: its answer; an error where others answered and it did not within `seconds`; None where that
-        says nothing, as where no connection was at hand."""
+        """`headers`: for each of the addresses. Per address: its answer; an error where others answered and it did not
+        within `seconds`; None where that says nothing, as where no connection was at hand."""
         ...
 
 

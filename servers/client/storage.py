@@ -1,4 +1,8 @@
-"""How to call a storage node. See `servers.protocol.storage_api` for the routes."""
+"""How to call a storage node. See `servers.protocol.storage_api` for the routes.
+
+A `place` is where to ask and whom: the node's uuid, `@`, and host:port. Whoever else answers there refuses.
+host:port alone means whoever answers.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ from servers.protocol.storage_api import (
     EXTENTS_PATH,
     INVENTORY_PATH,
     LENGTH_HEADER,
+    NODE_HEADER,
     SPACE_PATH,
     SUMS_HEADER,
     UNDO_PATH,
@@ -47,7 +52,7 @@ class WantedCopy:
     length: int
     """It has at least so many bytes."""
     sources: Sequence[str]
-    """Addresses of nodes that should have it, the best first."""
+    """Places of nodes that should have it, the best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class StorageClient:
 
     async def put(
         self,
-        address: str,
+        place: str,
         extent: ExtentId,
         pieces: Sequence[Buffer],
         header: ExtentHeader,
@@ -77,8 +82,9 @@ class StorageClient:
         first_byte_seconds: float,
     ) -> None:
         """The node has the extent; with `sync`, on stable storage."""
+        address, meant = _whom(place)
         answer = await self._transport.request(
-            address, "PUT", _put_target(extent, sync), headers={EXTENT_HEADER: header.pack()}, body=pieces,
+            address, "PUT", _put_target(extent, sync), headers={EXTENT_HEADER: header.pack(), **meant}, body=pieces,
             deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
         )  # fmt: skip
         if answer.status not in (200, 201):
@@ -86,7 +92,7 @@ class StorageClient:
 
     async def put_at_once(
         self,
-        addresses: Sequence[str],
+        places: Sequence[str],
         extent: ExtentId,
         pieces: Sequence[Buffer],
         header: ExtentHeader,
@@ -94,19 +100,20 @@ class StorageClient:
         sync: bool,
         seconds: float,
     ) -> list[bool | DcsError]:
-        """As `put` to each of the addresses, by one task: True where the node has the extent, False where it has to
+        """As `put` to each of the places, by one task: True where the node has the extent, False where it has to
         be asked again, else what went wrong there. For pieces that a socket takes without waiting."""
         if self._at_once is None:
-            return [False] * len(addresses)
+            return [False] * len(places)
+        packed, whom = header.pack(), [_whom(place) for place in places]
         answers = await self._at_once(
-            addresses, "PUT", _put_target(extent, sync), headers={EXTENT_HEADER: header.pack()}, body=pieces,
-            seconds=seconds,
+            [address for address, _ in whom], "PUT", _put_target(extent, sync), body=pieces, seconds=seconds,
+            headers=[{EXTENT_HEADER: packed, **meant} for _, meant in whom],
         )  # fmt: skip
-        return [_put_result(address, extent, answer) for address, answer in zip(addresses, answers, strict=True)]
+        return [_put_result(address, extent, answer) for (address, _), answer in zip(whom, answers, strict=True)]
 
     async def get(
         self,
-        address: str,
+        place: str,
         extent: ExtentId,
         start: int,
         length: int,
@@ -117,9 +124,10 @@ class StorageClient:
         """Bytes [start, start + length) of the extent, or up to its end, checked; both are multiples of
         64 KiB, because that is what one sum covers. Raises ExtentDamaged, also when it ends before `start`,
         and ExtentMissing."""
+        address, meant = _whom(place)
         part = {"range": f"bytes={start}-{start + length - 1}"}
         answer = await self._transport.request(
-            address, "GET", EXTENTS_PATH + extent_text(extent), headers=part,
+            address, "GET", EXTENTS_PATH + extent_text(extent), headers=part | meant,
             deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
         )  # fmt: skip
         if answer.status not in (200, 206):
@@ -140,11 +148,12 @@ class StorageClient:
         return memoryview(answer.body)
 
     async def get_whole(
-        self, address: str, extent: ExtentId, *, deadline_seconds: float, first_byte_seconds: float
+        self, place: str, extent: ExtentId, *, deadline_seconds: float, first_byte_seconds: float
     ) -> tuple[ExtentHeader, Buffer]:
         """All of the extent and what its writer said of it, checked. Raises ExtentDamaged, ExtentMissing."""
+        address, meant = _whom(place)
         answer = await self._transport.request(
-            address, "GET", EXTENTS_PATH + extent_text(extent), headers={EXTENT_HEADER: "1"},
+            address, "GET", EXTENTS_PATH + extent_text(extent), headers={EXTENT_HEADER: "1", **meant},
             deadline_seconds=deadline_seconds, first_byte_seconds=first_byte_seconds,
         )  # fmt: skip
         if answer.status != 200:
@@ -159,14 +168,14 @@ class StorageClient:
         return header, answer.body
 
     async def copy(
-        self, address: str, wanted: Sequence[WantedCopy], *, node: str, deadline_seconds: float
+        self, place: str, wanted: Sequence[WantedCopy], *, node: str, deadline_seconds: float
     ) -> CopyOutcome:
         """The node, by its uuid, fetches the extents from others; what it says it stored is on stable storage."""
         order = {
             "node": node,
             "copies": [{"extent": extent_text(w.extent), "length": w.length, "sources": w.sources} for w in wanted],
         }
-        reply = await self._json(address, "POST", COPIES_PATH, order, seconds=deadline_seconds)
+        reply = await self._json(place, "POST", COPIES_PATH, order, seconds=deadline_seconds)
         return CopyOutcome(
             {parse_extent_text(text) for text in reply["stored"]},
             {parse_extent_text(text): why for text, why in reply["failed"].items()},
@@ -175,7 +184,7 @@ class StorageClient:
 
     async def compose(
         self,
-        address: str,
+        place: str,
         node: str,
         extent: ExtentId,
         *,
@@ -195,37 +204,39 @@ class StorageClient:
             "node": node, "extent": extent_text(extent), "volume": volume, "inode": inode, "chunk": chunk,
             "mtime_ns": mtime_ns, "chunk_size": chunk_size, "offset": offset, "parts": rows,
         }  # fmt: skip
-        await self._json(address, "POST", COMPOSE_PATH, order, seconds=deadline_seconds)
+        await self._json(place, "POST", COMPOSE_PATH, order, seconds=deadline_seconds)
 
-    async def barrier(self, address: str, *, deadline_seconds: float) -> None:
+    async def barrier(self, place: str, *, deadline_seconds: float) -> None:
         """All that the node took before this call is on stable storage."""
+        address, meant = _whom(place)
         answer = await self._transport.request(
-            address, "POST", BARRIER_PATH, deadline_seconds=deadline_seconds, first_byte_seconds=deadline_seconds
-        )
+            address, "POST", BARRIER_PATH, headers=meant, deadline_seconds=deadline_seconds,
+            first_byte_seconds=deadline_seconds,
+        )  # fmt: skip
         if answer.status != 200:
             raise NodeFailed(f"{address}: barrier: {_detail(answer)}")
 
-    async def delete(self, address: str, order: DeleteOrder, signature: str) -> set[ExtentId]:
+    async def delete(self, place: str, order: DeleteOrder, signature: str) -> set[ExtentId]:
         """Those of the order's extents that the node does not have any more. NodeFailed when it does not obey."""
         fields = {**asdict(order), "extents": [extent_text(e) for e in order.extents], "signature": signature}
-        reply = await self._json(address, "POST", DELETE_PATH, fields)
+        reply = await self._json(place, "POST", DELETE_PATH, fields)
         return set(order.extents) - {parse_extent_text(text) for text in reply["failed"]}
 
-    async def undelete(self, address: str, extents: Sequence[ExtentId] | None, seconds: float | None) -> int:
+    async def undelete(self, place: str, extents: Sequence[ExtentId] | None, seconds: float | None) -> int:
         """How many deleted extents the node brought back, of these or of all; ask again until there are none."""
         wanted = None if extents is None else [extent_text(e) for e in extents]
-        reply = await self._json(address, "POST", UNDO_PATH, {"extents": wanted, "seconds": seconds})
+        reply = await self._json(place, "POST", UNDO_PATH, {"extents": wanted, "seconds": seconds})
         return len(reply["extents"])
 
-    async def names(self, address: str, after: str | None, limit: int) -> tuple[list[ExtentId], str | None]:
+    async def names(self, place: str, after: str | None, limit: int) -> tuple[list[ExtentId], str | None]:
         """A page of what the node holds, without lengths: no file is opened for it. And what to ask for as `after`."""
         query = f"?names_only=1&limit={limit}" + (f"&after={after}" if after else "")
-        reply = await self._json(address, "GET", INVENTORY_PATH + query, None)
+        reply = await self._json(place, "GET", INVENTORY_PATH + query, None)
         return [parse_extent_text(row["id"]) for row in reply["extents"]], reply["next"]
 
     async def check(
         self,
-        address: str,
+        place: str,
         extents: Iterable[ExtentId],
         *,
         data: bool = False,
@@ -234,25 +245,25 @@ class StorageClient:
         """The length of each of the extents on this node; None for what it does not have, -1 for what is damaged.
         With `data` all of each is read and compared with its sums."""
         question = {"extents": [extent_text(e) for e in extents], "data": data}
-        reply = await self._json(address, "POST", CHECK_PATH, question, seconds=deadline_seconds)
+        reply = await self._json(place, "POST", CHECK_PATH, question, seconds=deadline_seconds)
         return {parse_extent_text(text): length for text, length in reply["extents"].items()}
 
-    async def inventory(self, address: str, after: str | None, limit: int) -> InventoryPage:
+    async def inventory(self, place: str, after: str | None, limit: int) -> InventoryPage:
         query = f"?limit={limit}" + (f"&after={after}" if after else "")
-        reply = await self._json(address, "GET", INVENTORY_PATH + query, None)
+        reply = await self._json(place, "GET", INVENTORY_PATH + query, None)
         return InventoryPage({parse_extent_text(row["id"]): row["length"] for row in reply["extents"]}, reply["next"])
 
-    async def space(self, address: str) -> dict[str, Any]:
+    async def space(self, place: str) -> dict[str, Any]:
         """Who the node is, and its bytes used and free, as JSON has it."""
-        return await self._json(address, "GET", SPACE_PATH, None)
+        return await self._json(place, "GET", SPACE_PATH, None)
 
-    async def describe(self, address: str, extent: ExtentId) -> dict[str, Any]:
+    async def describe(self, place: str, extent: ExtentId) -> dict[str, Any]:
         """The replica's place on disk and its footer, as JSON has it. Raises ExtentMissing."""
-        return await self._json(address, "GET", f"{EXTENTS_PATH}{extent_text(extent)}/description", None, extent)
+        return await self._json(place, "GET", f"{EXTENTS_PATH}{extent_text(extent)}/description", None, extent)
 
     async def _json(
         self,
-        address: str,
+        place: str,
         method: str,
         target: str,
         content: object,
@@ -260,15 +271,22 @@ class StorageClient:
         *,
         seconds: float = CONTROL_SECONDS,
     ) -> dict[str, Any]:
+        address, meant = _whom(place)
         body = [json.dumps(content).encode()] if content is not None else []
         answer = await self._transport.request(
-            address, method, target, headers={"content-type": "application/json"}, body=body,
+            address, method, target, headers={"content-type": "application/json", **meant}, body=body,
             deadline_seconds=seconds, first_byte_seconds=seconds,
         )  # fmt: skip
         if answer.status != 200:
             raise _failure(address, extent, answer)
         reply: dict[str, Any] = json.loads(bytes(answer.body))
         return reply
+
+
+def _whom(place: str) -> tuple[str, dict[str, str]]:
+    """The address, and the header that names the node that is meant."""
+    uuid, _, address = place.rpartition("@")
+    return address, {NODE_HEADER: uuid} if uuid else {}
 
 
 def _put_target(extent: ExtentId, sync: bool) -> str:

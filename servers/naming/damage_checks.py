@@ -40,7 +40,7 @@ class DamageChecks:
         node = next((node for node in await self._service.nodes() if node.number == number), None)
         if node is None or node.state == "dead":
             return
-        lengths = await self._service.storage.check(node.address, [extent], data=True)
+        lengths = await self._service.storage.check(node.place, [extent], data=True)
         if (lengths.get(extent) or -1) > 0:
             log.info("%s on node %d is good: it was damaged on the way", extent_text(extent), number)
             await self._service.store.ask("sound", extent=extent, node=number)

@@ -35,4 +35,4 @@ class Deletions:
             number, seq, now_ms = await self._store.ask("order")
             expires_ms = now_ms + int(ORDER_SECONDS * 1000)
             order = DeleteOrder(self._store.volume_uuid, node.uuid, number, seq, expires_ms, tuple(extents))
-            return await self._storage.delete(node.address, order, order.sign(self._secret))
+            return await self._storage.delete(node.place, order, order.sign(self._secret))

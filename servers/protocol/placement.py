@@ -41,6 +41,11 @@ class NodeView:
     """What a store took lately."""
 
     @property
+    def place(self) -> str:
+        """For calls: where to ask, and whom. See servers/client/storage.py."""
+        return f"{self.uuid}@{self.address}"
+
+    @property
     def takes_copies(self) -> bool:
         return self.state == "alive" and not self.draining
 

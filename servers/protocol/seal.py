@@ -19,12 +19,12 @@ from crc32c import crc32c
 
 from servers.protocol.checksum import Buffer
 from servers.protocol.naming_api import DEADLINE_HEADER
-from servers.protocol.storage_api import EXTENT_HEADER, LENGTH_HEADER, SUMS_HEADER
+from servers.protocol.storage_api import EXTENT_HEADER, LENGTH_HEADER, NODE_HEADER, SUMS_HEADER
 
 SEAL_HEADER = "dcs-seal"
 DAMAGED = "the request was damaged on its way: send it again"
 _HAS_ITS_OWN = "--------"
-_REQUEST_HEADERS = ("authorization", "content-length", "range", DEADLINE_HEADER, EXTENT_HEADER)
+_REQUEST_HEADERS = ("authorization", "content-length", "range", DEADLINE_HEADER, EXTENT_HEADER, NODE_HEADER)
 _ANSWER_HEADERS = ("content-range", LENGTH_HEADER, SUMS_HEADER, EXTENT_HEADER)
 
 

@@ -23,6 +23,9 @@ sums of the blocks it touches in `dcs-crc32c` (base64 of the table); ask for who
 of 64 KiB, counted from the start of the extent, to be able to check them. A GET that has a
 `dcs-extent` header, whatever it says, is answered with the one that the writer gave.
 
+Any request may name the node that it means, by its uuid, in `dcs-node`: another node that has come to its address
+answers 421 and does nothing.
+
 PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
 sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged. A barrier
 answers 500 when extents could not be synced; it names them, and they are not there any more.
@@ -45,6 +48,7 @@ from servers.protocol.limits import CHUNK_BYTES_MAX
 PLACES_MAX = 256
 EXTENTS_PATH = "/v1/extents/"
 EXTENT_HEADER = "dcs-extent"
+NODE_HEADER = "dcs-node"
 SUMS_HEADER = "dcs-crc32c"
 LENGTH_HEADER = "dcs-length"
 """The length of the whole extent in bytes, on every GET and HEAD answer."""

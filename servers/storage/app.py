@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from servers.protocol.errors import DcsError
 from servers.protocol.metrics import CONTENT_TYPE, METRICS_PATH, exposition
-from servers.protocol.storage_api import EXTENT_HEADER
+from servers.protocol.storage_api import EXTENT_HEADER, NODE_HEADER
 from servers.serving.lane import Lane
 from servers.serving.lane_route import lane_response, lane_route
 from servers.storage.metrics import node_metrics
@@ -20,7 +20,7 @@ from servers.storage.node import StorageNode
 from servers.storage.routes.composition import composition_routes
 from servers.storage.routes.control import ID_PATTERN, control_routes
 from servers.storage.routes.deletion import deletion_routes
-from servers.storage.routes.refusals import refusal
+from servers.storage.routes.refusals import NotMeant, refusal
 
 _RAW = {"schema": {"type": "string", "format": "binary"}}
 
@@ -32,9 +32,13 @@ def create_app(node: StorageNode, lanes: Sequence[Lane]) -> FastAPI:
             yield
 
     app = FastAPI(title="Distributed Chunk Storage: storage node", lifespan=lifespan)
-    app.include_router(control_routes(node))
-    app.include_router(deletion_routes(node))
-    app.include_router(composition_routes(node))
+
+    def meant(asked: Annotated[str | None, Header(alias=NODE_HEADER, include_in_schema=False)] = None) -> None:
+        if asked not in (None, node.uuid):
+            raise NotMeant(node.uuid)
+
+    for routes in (control_routes(node), deletion_routes(node), composition_routes(node)):
+        app.include_router(routes, dependencies=[Depends(meant)])
     for lane in lanes:
         _add_lane(app, lane)
 

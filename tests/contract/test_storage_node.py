@@ -148,6 +148,23 @@ def test_a_sender_that_leaves_in_the_middle_leaves_nothing(node: StorageNode) ->
     assert node.temporary_files() == []
 
 
+def test_a_node_that_is_not_meant_does_nothing(node: StorageNode) -> None:
+    """421, whatever is asked; the one that is meant obeys."""
+    me = node.http.get("/v1/space").json()["uuid"]
+    extent, body = "5-999", b"for somebody else"
+    asked = [
+        ("PUT", f"/v1/extents/{extent}", body), ("GET", "/v1/extents/5-1", b""), ("HEAD", "/v1/extents/5-1", b""),
+        ("POST", "/v1/barrier", b""), ("POST", "/v1/extents/check", b'{"extents": []}'), ("GET", "/v1/inventory", b""),
+    ]  # fmt: skip
+    for method, target, content in asked:
+        answer = node.http.request(method, target, content=content, headers={"dcs-node": "0" * 32})
+        assert answer.status_code == 421, (method, target)
+        assert method == "HEAD" or me in answer.text
+    assert node.get(extent).status_code == 404
+    assert node.http.put(f"/v1/extents/{extent}", content=body, headers={"dcs-node": me}).status_code == 201
+    assert node.get(extent, **{"dcs-node": me}).content == body
+
+
 def test_many_are_checked_at_once(node: StorageNode) -> None:
     for number in (1, 2, 3):
         node.put(f"b2-{number}", bytes(number))

@@ -416,4 +416,5 @@ async def test_a_connection_that_breaks_says_nothing_of_what_was_asked_at_once()
 
 
 async def at_once(transport: TrioTransport, addresses: list[str], seconds: float = 5.0) -> list[Any]:
-    return await transport.request_at_once(addresses, "PUT", "/", headers={"x": "y"}, body=[b"small"], seconds=seconds)
+    headers = [{"x": "y"}] * len(addresses)
+    return await transport.request_at_once(addresses, "PUT", "/", headers=headers, body=[b"small"], seconds=seconds)

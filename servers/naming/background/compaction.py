@@ -95,21 +95,19 @@ class Compaction:
         """The run is one extent on as many nodes as are wanted; they are added to `made` as they have it."""
         extent, stored = made
         nodes = await self._service.nodes()
-        addresses = {node.number: node.address for node in nodes if node.state == "alive"}
+        places = {node.number: node.place for node in nodes if node.state == "alive"}
         home, *others = choose_nodes(alive(nodes), replicas, run.length, self._service.chance, local=run.home)
         stored.append(home.number)
         await self._service.storage.compose(
-            home.address, home.uuid, extent, volume=self._service.store.volume_uuid, inode=ino, chunk=index,
+            home.place, home.uuid, extent, volume=self._service.store.volume_uuid, inode=ino, chunk=index,
             mtime_ns=mtime_ns, chunk_size=chunk_size, offset=run.offset,
-            parts=[(s.extent, s.extent_offset, s.length, _sources(s, home, addresses)) for s in run.segments],
+            parts=[(s.extent, s.extent_offset, s.length, _sources(s, home, places)) for s in run.segments],
             deadline_seconds=STEP_SECONDS,
         )  # fmt: skip
-        wanted = [WantedCopy(extent, run.length, [home.address])]
+        wanted = [WantedCopy(extent, run.length, [home.place])]
         for other in others:
             stored.append(other.number)
-            done = await self._service.storage.copy(
-                other.address, wanted, node=other.uuid, deadline_seconds=STEP_SECONDS
-            )
+            done = await self._service.storage.copy(other.place, wanted, node=other.uuid, deadline_seconds=STEP_SECONDS)
             if extent not in done.stored:
                 raise NodeFailed(f"node {other.number}: {done.failed.get(extent, 'no copy')}")
 
@@ -125,5 +123,5 @@ class Compaction:
         return bool(reply[0])
 
 
-def _sources(segment: Segment, home: NodeView, addresses: dict[NodeNumber, str]) -> list[str]:
-    return [addresses[n] for n in segment.nodes if n != home.number and n in addresses]
+def _sources(segment: Segment, home: NodeView, places: dict[NodeNumber, str]) -> list[str]:
+    return [places[n] for n in segment.nodes if n != home.number and n in places]

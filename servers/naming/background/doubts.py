@@ -74,7 +74,7 @@ class Doubts:
             try:
                 if node is None or node.state != "alive":
                     raise NodeFailed(f"node {number} is not alive")
-                lengths = await self._service.storage.check(node.address, part)
+                lengths = await self._service.storage.check(node.place, part)
             except (TryAgain, NodeFailed) as error:
                 log.info("node %d stays in doubt: %s", number, error)
                 self._asked.pop(number, None)

@@ -178,7 +178,7 @@ class GarbageCollector:
         held, since_ms = 0, {}
         after: str | None = None
         while True:
-            names, after = await self._service.storage.names(node.address, after, EXTENTS_PER_CALL_MAX)
+            names, after = await self._service.storage.names(node.place, after, EXTENTS_PER_CALL_MAX)
             held += len(names)
             for at in range(0, len(names), SIGHT_EXTENTS):
                 rows = await self._service.store.ask("sight", extents=names[at : at + SIGHT_EXTENTS])

@@ -351,12 +351,12 @@ class Repair:
 
     async def copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
         """The node fetches what it is to have; then the map says so."""
-        views = {view.address: view.number for copy in batch for view in copy.sources}
-        wanted = [WantedCopy(c.held.extent, c.held.length, [v.address for v in c.sources]) for c in batch]
+        views = {view.place: view.number for copy in batch for view in copy.sources}
+        wanted = [WantedCopy(c.held.extent, c.held.length, [v.place for v in c.sources]) for c in batch]
         size = sum(copy.held.length for copy in batch)
         try:
             done = await self._service.storage.copy(
-                to.address, wanted, node=to.uuid, deadline_seconds=ORDER_SECONDS + size / ORDER_BYTES_PER_SECOND_MIN
+                to.place, wanted, node=to.uuid, deadline_seconds=ORDER_SECONDS + size / ORDER_BYTES_PER_SECOND_MIN
             )
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d does not fetch copies now: %s", to.number, error)
@@ -413,7 +413,7 @@ class Repair:
     async def _verify(self, view: NodeView, extents: list[ExtentId]) -> dict[ExtentId, int | None]:
         try:
             return await self._service.storage.check(
-                view.address, extents, data=True, deadline_seconds=ORDER_SECONDS + BYTES_PER_NODE / 1e6
+                view.place, extents, data=True, deadline_seconds=ORDER_SECONDS + BYTES_PER_NODE / 1e6
             )
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d cannot be asked now: %s", view.number, error)

@@ -159,7 +159,7 @@ class Snapshots:
         for node in choose_nodes(nodes, min(replicas, len(nodes)), len(data), service.chance):
             try:
                 await service.storage.put(
-                    node.address, part_id(number, part), [data], header, sync=True,
+                    node.place, part_id(number, part), [data], header, sync=True,
                     deadline_seconds=PUT_SECONDS, first_byte_seconds=FIRST_BYTE_SECONDS,
                 )  # fmt: skip
                 stored += 1

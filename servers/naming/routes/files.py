@@ -234,7 +234,7 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
 
     async def expect_stored(attributes: Attributes) -> None:
         """Asks the nodes whether they have what was announced: nothing is published on trust."""
-        addresses = {node.number: node.address for node in await service.nodes()}
+        places = {node.number: node.place for node in await service.nodes()}
         chunks = -(-attributes.size // attributes.chunk_size)
         for first in range(0, chunks, LOCATE_CHUNKS):
             wanted: dict[NodeNumber, dict[ExtentId, int]] = {}
@@ -243,7 +243,7 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
                     for node in segment.nodes:
                         wanted.setdefault(node, {})[segment.extent] = segment.extent_offset + segment.length
             for node, lengths in wanted.items():
-                await _expect_on_node(service, addresses[node], lengths)
+                await _expect_on_node(service, places[node], lengths)
 
     @routes.get("/{file_id}/chunks/{index}")
     async def chunk(file_id: FILE_ID, index: Annotated[int, Path(ge=0, le=2**42)]) -> ChunkMap:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import re
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,15 @@ from servers.protocol.storage_api import (
     EXTENT_HEADER,
     EXTENTS_PATH,
     LENGTH_HEADER,
+    NODE_HEADER,
     SUMS_HEADER,
     ExtentHeader,
     unpack_extent_header,
 )
-from servers.serving.lane import Lane, LaneReply, LaneRequest, json_reply, parse_query
+from servers.serving.lane import Handler, Lane, LaneReply, LaneRequest, json_reply, parse_query
 from servers.storage.node import StorageNode
 from servers.storage.replica import Replica
-from servers.storage.routes.refusals import REFUSALS, BadRequest, RangeNotThere, refusal
+from servers.storage.routes.refusals import REFUSALS, BadRequest, NotMeant, RangeNotThere, refusal
 from servers.storage.syncer import SyncFailed
 
 READ_AT_ONCE_BYTES_MAX = 128 * KIB
@@ -47,11 +49,21 @@ class ExtentRoutes:
 
     def lanes(self) -> list[Lane]:
         return [
-            Lane("PUT", EXTENTS_PATH, self.put, body_bytes_max=CHUNK_BYTES_MAX),
-            Lane("GET", EXTENTS_PATH, self.get),
-            Lane("HEAD", EXTENTS_PATH, self.head),
-            Lane("POST", BARRIER_PATH, self.barrier),
+            Lane("PUT", EXTENTS_PATH, self._meant(self.put), body_bytes_max=CHUNK_BYTES_MAX),
+            Lane("GET", EXTENTS_PATH, self._meant(self.get)),
+            Lane("HEAD", EXTENTS_PATH, self._meant(self.head)),
+            Lane("POST", BARRIER_PATH, self._meant(self.barrier)),
         ]
+
+    def _meant(self, handler: Handler) -> Handler:
+        """The handler, for requests that mean this node or do not say."""
+        uuid = self._node.uuid
+
+        @functools.wraps(handler)
+        def handle(request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
+            return handler(request) if request.headers.get(NODE_HEADER, uuid) == uuid else refusal(NotMeant(uuid))
+
+        return handle
 
     def put(self, request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
         """Stores the body under the id; with `sync=1` it is on stable storage before the answer.

@@ -12,6 +12,13 @@ class BadRequest(DcsError):
     """The request itself is wrong."""
 
 
+class NotMeant(DcsError):
+    """Another node has come to this one's address, or the other way round."""
+
+    def __init__(self, uuid: str) -> None:
+        super().__init__(f"another node is meant: this is {uuid}")
+
+
 class RangeNotThere(DcsError):
     """The range begins beyond the extent's end."""
 
@@ -25,6 +32,7 @@ REFUSALS = (DcsError, OSError)
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (BadRequest, 400),
     (BadBody, 400),
+    (NotMeant, 421),
     (ExtentMissing, 404),
     (OtherContent, 409),
     (RangeNotThere, 416),
