@@ -500,9 +500,7 @@ class Filesystem:
         self._writable()
         asked_at = trio.current_time()
         try:
-            ino, blob, _, parent_blob = await self._ask(
-                "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid, exclusive=True
-            )
+            ino, blob, parent_blob = await self._ask("create", parent=parent, name=name, mode=mode, uid=uid, gid=gid)
         except DcsError as error:
             self._cache.forget_entry(parent, name)
             if isinstance(error, Refused) and error.errno == EEXIST and not flags & os.O_EXCL:

@@ -60,7 +60,7 @@ def test_what_is_committed_stays_whatever_became_of_the_session(shared_cluster: 
         put(shared_cluster, node, extent, b"0123456789")
     ops.ask("session_close")
     ops.open_session()
-    made = ops.make("create", parent=1, name=b"kept", mode=0o644, uid=0, gid=0, exclusive=True)
+    made = ops.make("create", parent=1, name=b"kept", mode=0o644, uid=0, gid=0)
     commits = [
         pack_segments([Segment(0, extent, 0, 10, (node.number,))])  # type: ignore[arg-type]  # any number will do
         for extent in (kept, left)

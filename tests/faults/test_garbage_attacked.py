@@ -69,7 +69,7 @@ def test_an_upload_that_takes_longer_than_every_grace_is_no_garbage(attacked: Cl
         for _ in range(3):
             time.sleep(1)
             ops.ask("session_renew")
-        (made,) = ops.batch([ops.make("create", parent=1, name=b"slow", mode=0o644, uid=0, gid=0, exclusive=True)])
+        (made,) = ops.batch([ops.make("create", parent=1, name=b"slow", mode=0o644, uid=0, gid=0)])
         assert made is not None
         ino = unpack_attributes(made[1], made[2]).ino
         segments = pack_segments([Segment(0, extent, 0, 600, nodes)])  # type: ignore[arg-type]  # any numbers will do

@@ -155,13 +155,13 @@ class Session:
 
     def create(self, parent: int, name: bytes, mode: int = 0o644) -> Attributes:
         """A new file that this session has open."""
-        made = self._made("create", parent=parent, name=name, mode=mode, uid=1, gid=2, exclusive=True)
+        made = self._made("create", parent=parent, name=name, mode=mode, uid=1, gid=2)
         self.call("open", ino=made.ino, chunks=0)
         return made
 
     def closed(self, parent: int, name: bytes) -> Attributes:
         """A new file that nobody has open."""
-        return self._made("create", parent=parent, name=name, mode=0o644, uid=1, gid=2, exclusive=True)
+        return self._made("create", parent=parent, name=name, mode=0o644, uid=1, gid=2)
 
     def mkdir(self, parent: int, name: bytes, mode: int = 0o755) -> Attributes:
         return self._made("mkdir", parent=parent, name=name, mode=mode, uid=1, gid=2)

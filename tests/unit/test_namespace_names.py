@@ -22,7 +22,7 @@ MAKERS: dict[str, Callable[[Session, int, bytes], object]] = {
     "link": lambda s, parent, name: s.link(s.create(1, b"source of " + name[:20]).ino, parent, name),
 }
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "create": {"mode": 0o644, "uid": 1, "gid": 2, "exclusive": True},
+    "create": {"mode": 0o644, "uid": 1, "gid": 2},
     "mkdir": {"mode": 0o755, "uid": 1, "gid": 2},
     "mknod": {"mode": stat.S_IFREG | 0o644, "rdev": 0, "uid": 1, "gid": 2},
     "symlink": {"target": b"t", "uid": 1, "gid": 2},
@@ -91,18 +91,6 @@ def test_a_setgid_directory_gives_its_group(volume: Volume, session: Session) ->
     assert (below.gid, stat.S_IMODE(below.mode)) == (77, 0o2700)
     assert session.symlink(directory.ino, b"s", b"t").gid == 77
     assert session.create(1, b"other").gid == 2
-
-
-def test_create_without_exclusive_opens_what_is_there(volume: Volume, session: Session) -> None:
-    """And changes nothing, not even seq; a directory is EISDIR."""
-    made = session.create(1, b"f")
-    seq = volume.status()["seq"]
-    ino, _, was_made, _ = session.call("create", parent=1, name=b"f", mode=0, uid=9, gid=9, exclusive=False)
-    assert (ino, was_made, volume.status()["seq"]) == (made.ino, 0, seq)
-    session.mkdir(1, b"d")
-    assert session.errno("create", parent=1, name=b"d", mode=0, uid=9, gid=9, exclusive=0) == errno.EISDIR
-    assert session.errno("create", parent=made.ino, name=b"d", mode=0, uid=9, gid=9, exclusive=0) == errno.ENOTDIR
-    assert session.errno("create", parent=1, name=b"g", mode=0, uid=9, gid=9) == 0
 
 
 def test_mknod_makes_all_but_directories_and_symlinks(session: Session) -> None:

@@ -32,20 +32,12 @@ local function make(c, a, mode)
   return ino, inode, directory
 end
 
--- create {parent, name, mode, uid, gid, exclusive} -> ino, attributes, made, the parent's attributes
--- Without `exclusive` a file that is there is taken as it is.
-mutation('create', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id', exclusive = 'flag' },
-  function(c, a)
-    local there = not a.exclusive and c:directory(a.parent) and c:entry(a.parent, a.name)
-    if there then
-      if is(c:inode(there)[MODE], S_IFDIR) then return EISDIR end
-      return c:remember(pack({ 0, there, c:attributes(there), 0, c:attributes(a.parent) }))
-    end
-    local ino, problem = make(c, a, S_IFREG + bit.band(a.mode, 0xFFF))
-    if not ino then return problem end
-    return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), 1,
-      c:attributes(a.parent))
-  end)
+-- create {parent, name, mode, uid, gid} -> ino, attributes, the parent's
+mutation('create', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id' }, function(c, a)
+  local ino, problem = make(c, a, S_IFREG + bit.band(a.mode, 0xFFF))
+  if not ino then return problem end
+  return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+end)
 
 -- mknod {parent, name, mode, rdev, uid, gid} -> ino, attributes, the parent's; mode has the type
 local NODES = { [0x1000] = true, [0x2000] = true, [0x6000] = true, [S_IFREG] = true, [0xC000] = true }

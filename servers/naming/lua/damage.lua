@@ -1,27 +1,15 @@
 -- Replicas that are damaged, or not where the map says; and nodes that may have lost some.
 
--- The nodes that a map says have the extent; nil when no map shows it.
-function Call:nodes_of(extent)
-  local key, field = self:owner_key(extent)
-  local blob = call('HGET', key, field)
-  if not blob then return nil end
-  local owner = unpack_value(blob)
-  local segments = self:chunk(owner[1], owner[2])
-  for i = 2, #segments, 5 do
-    if segments[i] == extent then return segments[i + 3] end
-  end
-  return ''
-end
-
 -- Whether what is left of a damaged replica is of no use to anybody: the map names good ones only,
--- or no map shows the extent and nobody will.
+-- or no map shows the extent and nobody will. A map that is being let go of still counts.
 function Call:is_healed(extent)
-  local nodes = self:nodes_of(extent)
-  if not nodes then
-    local _, _, session = self:owner_key(extent)
+  local owner, _, nodes = self:whereabouts(extent)
+  if not owner then
+    local key, field, session = self:owner_key(extent)
+    if call('HEXISTS', key, field) == 1 then return false end
     return not self:is_alive(session) or call('ZSCORE', self.K .. ':condemned', extent)
   end
-  if nodes == '' or call('SISMEMBER', self.K .. ':thin', extent) == 1 then return false end
+  if call('SISMEMBER', self.K .. ':thin', extent) == 1 then return false end
   for i = 1, #nodes, 2 do
     if call('HEXISTS', self.K .. ':damaged', extent .. nodes:sub(i, i + 1)) == 1 then return false end
   end
@@ -31,8 +19,9 @@ end
 -- damage {extent, node, why} -> 1 if it was not known; 0 also for a replica that no map names
 internal('damage', {}, { extent = 'bytes', node = 'count', why = 'bytes' }, function(c, a)
   if #a.extent ~= 16 or a.node > 65535 then return { EINVAL } end
-  local nodes, number = c:nodes_of(a.extent), struct.pack('>I2', a.node)
-  for i = 1, #(nodes or ''), 2 do
+  local owner, _, nodes = c:whereabouts(a.extent)
+  local number = struct.pack('>I2', a.node)
+  for i = 1, owner and #nodes or 0, 2 do
     if nodes:sub(i, i + 1) == number then
       return { 0, call('HSET', c.K .. ':damaged', a.extent .. number, pack({ c.s, a.why })) }
     end
