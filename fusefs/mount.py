@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyfuse3
 import trio
@@ -24,6 +25,7 @@ from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
 from fusefs.operations import Operations
+from fusefs.quick_lock import QuickLock
 from fusefs.settings import READ_AHEAD_KIB, MountSettings
 from fusefs.transport import TrioTransport
 from fusefs.vfs.filesystem import Filesystem
@@ -78,7 +80,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         metadata = MetadataClient(naming, nursery)
 
         def on_new_session() -> None:
-            filesystem.register_anew()
+            filesystem.files.register_anew()
 
         session = Session(metadata, naming, replicas.update, f"mount of {settings.mountpoint}", on_new_session)
         await _open_session(session, naming)
@@ -90,16 +92,16 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)
         requests = Requests()
         _mount(Operations(filesystem, requests), settings)
-        filesystem.on_moved = _page_dropper(nursery)
-        filesystem.on_stale_attributes = _drop_attributes
+        filesystem.files.on_moved = _page_dropper(nursery)
+        filesystem.files.on_stale_attributes = _drop_attributes
         try:
             if settings.metrics_port:
                 nursery.start_soon(_tell_metrics, settings, requests, filesystem)
             nursery.start_soon(session.keep)
             nursery.start_soon(_raise_read_ahead, settings.mountpoint)
-            nursery.start_soon(filesystem.keep_registered)
-            nursery.start_soon(filesystem.keep_trimmed)
-            nursery.start_soon(filesystem.keep_access_times_told)
+            nursery.start_soon(filesystem.files.keep_registered)
+            nursery.start_soon(filesystem.files.keep_trimmed)
+            nursery.start_soon(filesystem.files.keep_access_times_told)
             nursery.start_soon(_end_on_signal, filesystem)
             ready()
             log.info("mounted %s", settings.mountpoint)
@@ -109,7 +111,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
                 await _finish(filesystem, session, settings)
             nursery.cancel_scope.cancel()
     await transport.close()
-    return 1 if filesystem.lost_bytes else 0
+    return 1 if filesystem.files.lost_bytes else 0
 
 
 async def _open_session(session: Session, naming: NamingClient) -> None:
@@ -137,7 +139,13 @@ async def _tell_metrics(settings: MountSettings, requests: Requests, filesystem:
         log.error("no metrics on port %d: %s", settings.metrics_port, error)
 
 
+def _use_quick_lock() -> None:
+    """pyfuse3 takes a lock for every request. Its trio can be exchanged, as its own asyncio module does."""
+    pyfuse3.trio = SimpleNamespace(**{**vars(trio), "Lock": QuickLock})  # type: ignore[attr-defined]
+
+
 def _mount(operations: Operations, settings: MountSettings) -> None:
+    _use_quick_lock()
     options = {"default_permissions", f"fsname={settings.source}", "subtype=dcs"}
     options.add("suid" if settings.allow_suid else "nosuid")
     options.add("dev" if settings.allow_dev else "nodev")
@@ -223,7 +231,7 @@ async def _end_on_signal(filesystem: Filesystem) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
             log.info("ends on signal %d", number)
-            await filesystem.flush_all()
+            await filesystem.files.flush_all()
             pyfuse3.terminate()
             return
 
@@ -231,10 +239,10 @@ async def _end_on_signal(filesystem: Filesystem) -> None:
 async def _finish(filesystem: Filesystem, session: Session, settings: MountSettings) -> None:
     """Stores what is left, then ends the session and the mount."""
     began = time.monotonic()
-    await filesystem.flush_all()
+    await filesystem.files.flush_all()
     pyfuse3.close(unmount=True)
     with trio.move_on_after(UNMOUNT_SECONDS), contextlib.suppress(DcsError):
         await session.close()
     log.info("unmounted %s after %.1f s", settings.mountpoint, time.monotonic() - began)
-    if filesystem.lost_bytes:
-        log.error("%d written bytes could not be stored and are lost", filesystem.lost_bytes)
+    if filesystem.files.lost_bytes:
+        log.error("%d written bytes could not be stored and are lost", filesystem.files.lost_bytes)

@@ -34,7 +34,8 @@ from pyfuse3 import (
 from fusefs.errnos import errno_of
 from fusefs.kernel_clock import given_or_now
 from fusefs.vfs.directory_stream import DOT_COOKIE, DOT_DOT_COOKIE
-from fusefs.vfs.filesystem import Filesystem, Shown
+from fusefs.vfs.filesystem import Filesystem
+from fusefs.vfs.open_files import Shown
 from servers.protocol.errors import DcsError
 from servers.protocol.ids import InodeNumber
 from servers.protocol.limits import NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX
@@ -160,7 +161,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        return _entry(await self._fs.getattr(InodeNumber(inode)))
+        return _entry(await self._fs.files.getattr(InodeNumber(inode)))
 
     @guarded
     async def setattr(
@@ -260,23 +261,23 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        return cast(bytes, await self._fs.read(fh, off, size))  # Any contiguous buffer will do.
+        return cast(bytes, await self._fs.files.read(fh, off, size))  # Any contiguous buffer will do.
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._fs.write(fh, off, buf)
+        return await self._fs.files.write(fh, off, buf)
 
     @guarded
     async def flush(self, fh: FileHandleT) -> None:
-        await self._fs.flush(fh)
+        await self._fs.files.flush(fh)
 
     @guarded
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        await self._fs.fsync(fh)
+        await self._fs.files.fsync(fh)
 
     @guarded
     async def release(self, fh: FileHandleT) -> None:
-        await self._fs.release(fh)
+        await self._fs.files.release(fh)
 
 
 def _expect_namespace(name: bytes) -> None:

@@ -111,6 +111,16 @@ class Session:
             except DcsError as error:
                 log.warning("cannot renew the session: %s", error)
 
+    async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """As `MetadataClient.ask`; an operation that a lost session did not do is done by the next one."""
+        for _ in range(2):
+            before = self._metadata.session
+            try:
+                return await self._metadata.ask(verb, **arguments)
+            except SessionLost:
+                await self.renew_lost(before)
+        return await self._metadata.ask(verb, **arguments)
+
     async def renew_lost(self, lost: SessionNumber) -> None:
         """There is another session in place of the one that is over, whoever noticed. Raises what `open` raises."""
         async with self._renewing:

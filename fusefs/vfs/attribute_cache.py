@@ -78,6 +78,10 @@ class AttributeCache:
             known.attributes = unpack_attributes(ino, known.blob)
         return known.attributes
 
+    def left(self, asked_at: float, now: float) -> float:
+        """The seconds for which an answer may still be believed."""
+        return max(0.0, asked_at + self.seconds - now)
+
     def put(self, ino: InodeNumber, blob: bytes, asked_at: float) -> Attributes:
         """The newest attributes: these, or others that came after them."""
         fresh = unpack_attributes(ino, blob)

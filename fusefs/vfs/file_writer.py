@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import trio
 
 from fusefs.chunks.client import StoredExtent
+from fusefs.quick_lock import QuickLock
 from fusefs.settings import FLUSH_DEADLINE_SECONDS
 from fusefs.vfs.buffer_pool import BufferPool
 from fusefs.vfs.dirty_ranges import DirtyChunk
@@ -130,7 +131,7 @@ class FileWriter:
         self._appending = False
         self._misplaced = False
         """Something appended is held elsewhere than where the kernel believes it wrote it."""
-        self._flushing = trio.Lock()
+        self._flushing = QuickLock()
         self._committing_in_background = False
         self.end = 0
         """One past the highest byte written and not committed."""

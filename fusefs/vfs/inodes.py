@@ -27,7 +27,7 @@ class OpenInode:
         self.written_in = SessionNumber(0)
         """The session in which what is not committed was begun, or committed last."""
         self.written_over = 0
-        """The data version that it was begun on: see `Filesystem._commit`."""
+        """The data version that it was begun on: see `OpenFiles._commit`."""
         self.map = chunks
         self.reader = reader
         self.writer = writer

@@ -1,0 +1,465 @@
+"""The files that are open in this mount: their handles, and what is read from and written to them.
+
+Called by the file system, which knows names; here inodes have none. An inode lives here from its
+first open to its last release, and longer while it holds data that could not be stored. What is
+not committed is laid over what the metadata says, so `getattr` is here too.
+
+Between two awaits a verb is alone. Every verb raises only what `servers.protocol.errors` has.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from fusefs.chunks.cache import BlockCache
+from fusefs.chunks.client import ExtentClient, StoredExtent
+from fusefs.chunks.replicas import Replicas
+from fusefs.metadata.client import MetadataClient
+from fusefs.metadata.session import Session
+from fusefs.settings import FLUSH_DEADLINE_SECONDS, MountSettings
+from fusefs.vfs.access_times import AccessTimes
+from fusefs.vfs.attribute_cache import AttributeCache
+from fusefs.vfs.chunk_map import ChunkMap
+from fusefs.vfs.file_reader import FileReader
+from fusefs.vfs.file_writer import FileWriter, WriterParts
+from fusefs.vfs.handles import FileHandle, HandleTable
+from fusefs.vfs.inodes import OpenInode
+from fusefs.vfs.write_budget import WriteBudget
+from servers.protocol.checksum import Buffer
+from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import InodeNumber, NodeNumber
+from servers.protocol.limits import KIB
+from servers.protocol.naming_api import Attributes
+
+log = logging.getLogger(__name__)
+
+NODE_SYNC_SECONDS = 7.0
+"""A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
+REGISTER_SECONDS = 0.5
+REGISTER_MAX = 1024
+TRIM_SECONDS = 10.0
+REMEMBERED_BYTES_MAX = 64 * KIB
+RETRY_FAILED_SECONDS = 2.0
+KEEP_FAILED_SECONDS = 600.0
+"""How long data that could not be stored is tried again after the last close."""
+LAST_MOMENT_SECONDS = 2.0
+VERSIONS_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """Attributes, and for how many seconds they may be believed."""
+
+    attributes: Attributes
+    seconds: float
+    entry_seconds: float = 0.0
+
+
+class OpenFiles:
+    def __init__(
+        self,
+        settings: MountSettings,
+        nursery: trio.Nursery,
+        metadata: MetadataClient,
+        session: Session,
+        extents: ExtentClient,
+        replicas: Replicas,
+        cache: AttributeCache,
+    ) -> None:
+        self._settings = settings
+        self._nursery = nursery
+        self._metadata = metadata
+        self._session = session
+        self._replicas = replicas
+        self._extents = extents
+        self._cache = cache
+        self._accesses = AccessTimes(
+            session.ask, session.now_ns, seconds=settings.attribute_seconds,
+            kept=not (settings.noatime or settings.read_only),
+        )  # fmt: skip
+        self._blocks = BlockCache(extents.fetch, cached_bytes_max=settings.cache_bytes_max)
+        self._budget = WriteBudget(settings.dirty_bytes_max, self._relieve)
+        self._open: dict[InodeNumber, OpenInode] = {}
+        self._files: HandleTable[FileHandle] = HandleTable()
+        self._versions: dict[InodeNumber, int] = {}
+        """The data version that the kernel's pages of an inode belong to."""
+        self._told: dict[InodeNumber, int] = {}
+        """The data version that the attributes belong to which the kernel was last told."""
+        self._relieving = False
+        self._ends_at = math.inf
+        self._registered: set[InodeNumber] = set()
+        """What the metadata knows to be open here."""
+        self._registering = trio.Lock()
+        self.lost_bytes = 0
+        """Data that was given up: what the mount's exit status tells."""
+        self.on_moved: Any = None
+        """Called with an inode whose pages in the kernel are not right any more."""
+        self.on_stale_attributes: Any = None
+        """Called with an inode whose attributes in the kernel are not right any more; returns at once."""
+        self._parts = WriterParts(
+            self._store, self._commit, self._barrier, self._budget, trio.CapacityLimiter(settings.uploads_max),
+            nursery, session.now_ns, settings.min_write_replicas, self._lost,
+        )  # fmt: skip
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "open_inodes": len(self._open), "handles": len(self._files), "dirty_bytes": self._budget.held_bytes,
+            **self._blocks.statistics(), **self._extents.statistics(),
+        }  # fmt: skip
+
+    # ── what is known of inodes
+
+    async def getattr(self, ino: InodeNumber) -> Shown:
+        held = self._cache.attributes(ino, trio.current_time())
+        if held is not None:
+            return self.shown(held[0], held[1])
+        asked_at = trio.current_time()
+        (blob,) = await self._session.ask("getattr", ino=ino)
+        return self.shown(self._cache.put(ino, blob, asked_at), self._cache.left(asked_at, trio.current_time()))
+
+    def shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
+        self._session.saw(attributes.ctime_ns)
+        if seconds > 0 and attributes.is_file:
+            self._note_version(self._told, attributes.ino, attributes.data_version)
+        inode = self._open.get(attributes.ino)
+        if inode is not None:
+            inode.learn(attributes)
+            if inode.attributes.data_version > inode.map.version and not inode.writer.is_dirty:
+                inode.map.forget(inode.attributes.data_version)
+            attributes = inode.shown()
+        return Shown(self._accesses.shown(attributes), seconds, entry_seconds)
+
+    def was_read(self, known: Attributes) -> None:
+        self._accesses.read(known.ino, known.atime_ns, max(known.mtime_ns, known.ctime_ns))
+
+    def has_no_xattrs(self, ino: InodeNumber) -> bool:
+        """As far as was known when the file was opened."""
+        inode = self._open.get(ino)
+        return inode is not None and inode.attributes.xattrs == 0
+
+    async def forget_access(self, ino: InodeNumber) -> None:
+        """Its time of access is about to be set."""
+        await self._accesses.forget(ino)
+
+    # ── who has what open
+
+    async def keep_registered(self) -> None:
+        """Tells the metadata, shortly after, what is open here, so that it lives on when it is unlinked.
+
+        Until cancelled. A file that is closed again by then costs nothing. What is unlinked in
+        the meantime is safe by its grace, which is longer.
+        """
+        while True:
+            await trio.sleep(REGISTER_SECONDS)
+            try:
+                await self._register()
+            except DcsError as error:
+                log.info("the metadata was not told what is open: %s", error)
+
+    def register_anew(self) -> None:
+        """A new session: what is open is told to it, as soon as what is newly open would be."""
+        self._registered.clear()
+
+    async def _register(self) -> None:
+        async with self._registering:
+            now_open = set(self._open)
+            opened, released = sorted(now_open - self._registered), sorted(self._registered - now_open)
+            for at in range(0, max(len(opened), len(released)), REGISTER_MAX):
+                some_opened, some_released = opened[at : at + REGISTER_MAX], released[at : at + REGISTER_MAX]
+                (gone,) = await self._session.ask("opens", opened=some_opened, released=some_released)
+                self._registered.update(some_opened)
+                self._registered.difference_update(some_released)
+                for ino in gone:
+                    log.warning("inode %d, open here, is gone", ino)
+
+    async def register_before_unlink(self, parent: InodeNumber, name: bytes) -> None:
+        """What is open here and about to lose a name by us needs no grace."""
+        found = self._cache.entry(parent, name, trio.current_time())
+        if found is not None and found[0] in self._open and found[0] not in self._registered:
+            await self._register()
+
+    async def keep_access_times_told(self) -> None:
+        """Tells the metadata what was read. Until cancelled."""
+        await self._accesses.keep_told()
+
+    # ── opening
+
+    def open(self, attributes: Attributes, rows: list[Any], flags: int) -> tuple[int, bool]:
+        """A handle, and whether the kernel's pages of the file are still good. `rows` begin its chunk map."""
+        ino = attributes.ino
+        self._session.saw(attributes.ctime_ns)
+        inode = self._open.get(ino)
+        if inode is None:
+            inode = self._open[ino] = self._new_inode(attributes)
+        inode.learn(attributes)
+        inode.handles += 1
+        if attributes.data_version >= inode.map.version:
+            inode.map.begin(attributes.data_version, rows)
+        keep = self._versions.get(ino) == attributes.data_version
+        self._note_version(self._versions, ino, attributes.data_version)
+        if self._told.get(ino) != attributes.data_version and self.on_stale_attributes is not None:
+            # The kernel may still believe an older size, and would end the reads of this handle there.
+            self.on_stale_attributes(ino)
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
+        if keep and reads and self._accesses.is_due(ino, attributes.atime_ns, inode.changed_ns):
+            # What the kernel has it reads without us. A small file is read from us once more; of others and of
+            # empty ones the open counts as the read.
+            if 0 < inode.size <= REMEMBERED_BYTES_MAX:
+                keep = False
+            else:
+                self._accesses.read(ino, attributes.atime_ns, inode.changed_ns)
+        handle = FileHandle(
+            inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
+            writes=flags & os.O_ACCMODE != os.O_RDONLY, noatime=bool(flags & os.O_NOATIME),
+            failures_told=inode.writer.failures,
+        )  # fmt: skip
+        return self._files.add(handle), keep
+
+    def _note_version(self, table: dict[InodeNumber, int], ino: InodeNumber, version: int) -> None:
+        table[ino] = version
+        if len(table) > VERSIONS_MAX:
+            del table[next(iter(table))]
+
+    def _new_inode(self, attributes: Attributes) -> OpenInode:
+        ino = attributes.ino
+        chunks = ChunkMap(ino, self._metadata)
+
+        def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
+            fresh = self._cache.put(ino, blob, trio.current_time())
+            self._session.saw(fresh.ctime_ns)
+            inode.learn(fresh)
+            inode.written_over = fresh.data_version
+            chunks.committed(before, fresh.data_version, laid)
+            for table in (self._versions, self._told):
+                if table.get(ino) == before:
+                    self._note_version(table, ino, fresh.data_version)
+            return fresh
+
+        def moved() -> None:
+            self._versions.pop(ino, None)
+            if self.on_moved is not None:
+                self.on_moved(ino)
+
+        writer = FileWriter(attributes, lambda: self._cache.name_of(ino), self._parts, committed, moved)
+        reader = FileReader(attributes.chunk_size, chunks, self._blocks, writer)
+        inode = OpenInode(attributes, chunks, reader, writer)
+        return inode
+
+    # ── reading and writing
+
+    async def read(self, handle: int, offset: int, size: int) -> Buffer:
+        file = self._files[handle]
+        inode = file.inode
+        if offset + size > inode.size and not inode.writer.is_dirty:
+            await self._refresh(inode)
+        if not file.noatime:
+            self._accesses.read(inode.ino, inode.attributes.atime_ns, inode.changed_ns)
+        return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
+
+    async def _refresh(self, inode: OpenInode) -> None:
+        """Looks whether others made the file longer, as often as attributes may be cached."""
+        shown = await self.getattr(inode.ino)
+        if shown.attributes.data_version != inode.map.version:
+            inode.map.forget(shown.attributes.data_version)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        file = self._files[handle]
+        inode = file.inode
+        append_at = (lambda: inode.attributes.size) if file.append else None
+        if not inode.writer.is_dirty:
+            inode.written_in, inode.written_over = self._metadata.session, inode.attributes.data_version
+        written = await inode.writer.write(
+            offset, data, append_at=append_at, changed_ns=lambda: inode.attributes.ctime_ns
+        )
+        if file.sync:
+            await self.fsync(handle)
+        return written
+
+    async def flush(self, handle: int) -> None:
+        """At each close(2): all is on the nodes and committed. Raises what went wrong, to every handle once."""
+        file = self._files[handle]
+        if not file.writes:
+            return
+        if self._settings.sync_on_close:
+            await self.fsync(handle)
+            return
+        if file.inode.attributes.nlink == 0 and file.inode.handles == 1:
+            return  # Nobody can read it after this close: `release` lets it go.
+        await self._flush(file, sync=False)
+
+    async def fsync(self, handle: int) -> None:
+        """All of the file is on stable storage, also what others stored without."""
+        file = self._files[handle]
+        inode = file.inode
+        await self._flush(file, sync=True)
+        if inode.attributes.unsynced_s * 1_000_000_000 + NODE_SYNC_SECONDS * 1e9 > self._session.now_ns():
+            await self._sync_everywhere()
+
+    async def _flush(self, file: FileHandle, *, sync: bool) -> None:
+        writer = file.inode.writer
+        try:
+            await writer.flush(sync=sync)
+        except DcsError:
+            file.failures_told = writer.failures
+            raise
+        if file.failures_told != writer.failures:
+            file.failures_told = writer.failures
+            if writer.last_error is not None:
+                raise writer.last_error
+
+    async def _sync_everywhere(self) -> None:
+        """Every node that is alive has all it took on stable storage; as many may fail as a write may do without."""
+        nodes = [node.number for node in self._replicas.nodes() if node.state == "alive"]
+        spare = max(0, self._session.facts.replicas - self._settings.min_write_replicas)
+
+        def enough(confirmed: set[NodeNumber]) -> bool:
+            return len(confirmed) >= max(1, len(nodes) - spare)
+
+        if not enough(await self._barrier(nodes, enough)):
+            raise Unavailable("too few storage nodes could bring the data to stable storage")
+
+    async def _barrier(self, nodes: Iterable[NodeNumber], enough: Callable[[set[NodeNumber]], bool]) -> set[NodeNumber]:
+        return await self._extents.barrier(set(nodes), enough=enough)
+
+    async def release(self, handle: int) -> None:
+        """The last close: nobody waits for it. What could not be stored is tried again for a while."""
+        file = self._files.pop(handle)
+        inode = file.inode
+        inode.handles -= 1
+        if inode.handles:
+            return
+        if inode.attributes.nlink == 0:
+            inode.writer.discard()
+        if inode.writer.is_dirty:
+            self._nursery.start_soon(self._store_later, inode)
+        else:
+            self._forget(inode)
+
+    async def _store_later(self, inode: OpenInode) -> None:
+        end_at = trio.current_time() + KEEP_FAILED_SECONDS
+        while inode.writer.is_dirty and not inode.handles and trio.current_time() < end_at:
+            try:
+                await inode.writer.flush(sync=False)
+            except DcsError as error:
+                log.debug("inode %d: %s", inode.ino, error)
+                await trio.sleep(RETRY_FAILED_SECONDS)
+                if await self._is_gone(inode.ino) and not inode.handles:
+                    inode.writer.discard()
+        if not inode.handles:
+            self._give_up(inode)
+            self._forget(inode)
+
+    async def _is_gone(self, ino: InodeNumber) -> bool:
+        """The file has no name any more. Where nobody can say, it may have one."""
+        try:
+            return (await self.getattr(ino)).attributes.nlink == 0
+        except Refused:
+            return True
+        except DcsError:
+            return False
+
+    def _give_up(self, inode: OpenInode) -> None:
+        if inode.writer.is_dirty:
+            self._lost(inode.ino, inode.writer.bytes)
+            inode.writer.discard()
+
+    def _lost(self, ino: InodeNumber, count: int) -> None:
+        self.lost_bytes += count
+        log.error("inode %d (%r): %d written bytes are lost", ino, self._cache.name_of(ino), count)
+
+    def _forget(self, inode: OpenInode) -> None:
+        if self._open.get(inode.ino) is inode and not inode.handles:
+            del self._open[inode.ino]
+
+    # ── storing
+
+    async def stored(self, ino: InodeNumber) -> OpenInode | None:
+        """What was written to the inode is committed; the inode, if it is open. So a change after a write has the
+        later time, whatever this mount believes the volume's time to be."""
+        inode = self._open.get(ino)
+        if inode is not None and inode.writer.is_dirty:
+            await inode.writer.flush(sync=False)
+        return inode
+
+    async def store_renamed(self, ino: InodeNumber | None) -> None:
+        """What was written to the inode is committed; where nobody knows which one it is, to any."""
+        inodes = [self._open.get(ino)] if ino is not None else list(self._open.values())
+        for inode in inodes:
+            if inode is not None and inode.writer.is_dirty:
+                await inode.writer.flush(sync=False)
+
+    async def _store(self, pieces: list[memoryview], **what: Any) -> StoredExtent:
+        """As `ExtentClient.store`. What is small is likely to be read again soon: the kernel drops a page's
+        neighbours with every change, and databases look at what they wrote."""
+        stored = await self._extents.store(pieces, **what)
+        if stored.length <= REMEMBERED_BYTES_MAX:
+            self._blocks.put(stored.extent, b"".join(pieces))
+        return stored
+
+    async def _commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
+        """What was written in a session that is over is committed only if nobody changed the content since: while
+        this mount was away, others had every right to believe that it is gone. Raises Refused(ESTALE) then."""
+        inode = self._open[arguments["ino"]]
+        for _ in range(2):
+            session = self._metadata.session
+            fence = {} if session == inode.written_in else {"version": inode.written_over}
+            try:
+                left = deadline - trio.current_time()
+                reply = await self._metadata.ask_in(session, left, "commit", **arguments, **fence)
+            except SessionLost:
+                await self._session.renew_lost(session)
+            else:
+                inode.written_in = session  # And over what comes of it, which `committed` notes without an await.
+                return reply
+        raise Unavailable("commit: the session was lost twice")
+
+    async def keep_trimmed(self) -> None:
+        """Gives memory back that was only needed while much was written. Until cancelled."""
+        while True:
+            await trio.sleep(TRIM_SECONDS)
+            self._parts.buffers.trim()
+
+    # ── all together
+
+    def _relieve(self) -> None:
+        """The budget is used up: stores what the files hold that were not written to for longest."""
+        if not self._relieving:
+            self._relieving = True
+            self._nursery.start_soon(self._flush_some)
+
+    async def _flush_some(self) -> None:
+        try:
+            for inode in sorted(self._open.values(), key=lambda i: i.writer.mtime_ns):
+                if inode.writer.is_dirty:
+                    await inode.writer.flush(sync=False)
+        except DcsError as error:
+            log.warning("cannot make room for written data: %s", error)
+            await trio.sleep(RETRY_FAILED_SECONDS)
+        finally:
+            self._relieving = False
+
+    async def flush_all(self) -> None:
+        """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`. Once by the deadline;
+        what was written after that has a moment more when this is called again."""
+        now, inodes = trio.current_time(), list(self._open.values())
+        self._ends_at = min(self._ends_at, now + FLUSH_DEADLINE_SECONDS)
+        with trio.move_on_at(max(self._ends_at, now + LAST_MOMENT_SECONDS)):
+            async with trio.open_nursery() as nursery:
+                for inode in inodes:
+                    nursery.start_soon(self._flush_last, inode)
+        for inode in inodes:
+            self._give_up(inode)
+
+    async def _flush_last(self, inode: OpenInode) -> None:
+        try:
+            await inode.writer.flush(sync=False)
+        except DcsError as error:
+            log.error("inode %d (%r): %s", inode.ino, self._cache.name_of(inode.ino), error)
