@@ -52,10 +52,13 @@ class Disk:
             return 0
 
     def make_room(self, size: int) -> None:
-        """There is room for so many bytes, if need be because condemned extents went. Raises NodeFull, OSError."""
-        if self.directory.space().free_bytes >= size:
+        """There is room for so many bytes, as `free_bytes` promised, if need be because condemned extents went.
+
+        Raises NodeFull, OSError.
+        """
+        if not self.condemned.count or self.directory.space().free_bytes >= size:
             return
-        if self.condemned.count and self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
+        if self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
             logger.info("what is condemned makes room for a store")
             if self.directory.space().free_bytes >= size:
                 return

@@ -117,15 +117,33 @@ class ExtentStore:
         """
         began = time.monotonic()
         try:
-            return self._store(extent, header, body, sync)
+            placed, is_new = self.place(extent, header, body)
+            if sync:
+                self._sync_stored(placed)
+            elif is_new:
+                self._sync_later(placed)
+            return is_new
         finally:
-            self.store_seconds += (time.monotonic() - began - self.store_seconds) * SMOOTHING
+            self._took(began)
 
-    def _store(self, extent: ExtentId, header: ExtentHeader | None, body: Buffer, sync: bool) -> bool:
+    def sync(self, placed: Unsynced) -> None:
+        """What was placed is on stable storage. Raises NodeFull, OSError; then it is not here any more."""
+        try:
+            self._sync_stored(placed)
+        finally:
+            self._took(placed.stored_at)
+
+    def _took(self, began: float) -> None:
+        self.store_seconds += (time.monotonic() - began - self.store_seconds) * SMOOTHING
+
+    def place(self, extent: ExtentId, header: ExtentHeader | None, body: Buffer) -> tuple[Unsynced, bool]:
+        """The extent is stored, and whether it is new; the caller syncs it. Raises as `put`."""
+        began = time.monotonic()
         footer = Footer(extent, len(body), _checked_header(header, body))
         packed = _packed(footer)
-        if self._had_already(footer, sync):
-            return False
+        found = self._had_already(footer)
+        if found is not None:
+            return Unsynced(extent, found.disk, found.file, began), False
         size = len(body) + len(packed)
         disk = self.disks.for_new(extent, size)
         disk.make_room(size)
@@ -138,15 +156,11 @@ class ExtentStore:
             if error.errno in NO_ROOM:
                 raise NodeFull("no room on the disk") from error
             # Another store of the same extent may have been quicker.
-            if isinstance(error, FileExistsError) and self._had_already(footer, sync):
-                return False
+            if isinstance(error, FileExistsError) and (found := self._had_already(footer)) is not None:
+                return Unsynced(extent, found.disk, found.file, began), False
             raise
         self._keep(disk, footer, file, size)
-        if sync:
-            self._sync_stored(disk, extent, file)
-        else:
-            self._sync_later(disk, extent, file)
-        return True
+        return Unsynced(extent, disk, file, began), True
 
     def _put(self, disk: Disk, extent: ExtentId, body: Buffer, packed: bytes) -> OpenFile:
         tmp = disk.directory.new_tmp_path(extent)
@@ -165,26 +179,24 @@ class ExtentStore:
         write_all(file.fd, (memoryview(body)[done:], packed))
         return file
 
-    def _had_already(self, footer: Footer, sync: bool) -> bool:
-        """Whether a good replica with this content is here, with `sync` on stable storage.
+    def _had_already(self, footer: Footer) -> Replica | None:
+        """The good replica with this content that is here.
 
         Sets a damaged one aside, so that storing again repairs. Raises OtherContent.
         """
         try:
             replica = self.open(footer.extent)
             if replica.is_set_aside or replica.disk.health.state is DiskState.FAILED:
-                return False
+                return None
             if (replica.footer.length, replica.footer.sums) != (footer.length, footer.sums):
                 raise OtherContent(f"{extent_text(footer.extent)} has other content here")
             self.verify(replica)
         except ExtentMissing:
-            return False
+            return None
         except ExtentDamaged as damage:
             logger.warning("%s; it is replaced", damage)
-            return False
-        if sync:
-            self._sync_stored(replica.disk, footer.extent, replica.file)
-        return True
+            return None
+        return replica
 
     def _keep(self, disk: Disk, footer: Footer, file: OpenFile, file_bytes: int) -> None:
         self._cache.put(Replica(file, footer, file_bytes, os.fstat(file.fd).st_mtime_ns, disk))
@@ -192,26 +204,26 @@ class ExtentStore:
             self._counters.puts += 1
             self._counters.put_bytes += footer.length
 
-    def _sync_later(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
+    def _sync_later(self, placed: Unsynced) -> None:
         with self._lock:
             crowded = self.is_crowded()
-            self._unsynced[extent] = Unsynced(extent, disk, file, time.monotonic())
+            self._unsynced[placed.extent] = placed
         if crowded:  # The syncer does not keep up: be as slow as the disk.
-            self._sync_stored(disk, extent, file)
+            self._sync_stored(placed)
             with self._lock:
-                self._unsynced.pop(extent, None)
+                self._unsynced.pop(placed.extent, None)
 
     def is_crowded(self) -> bool:
         """Whether so much waits for the syncer that a store has to sync for itself. Does not block."""
         return len(self._unsynced) >= self._unsynced_files_max
 
-    def _sync_stored(self, disk: Disk, extent: ExtentId, file: OpenFile) -> None:
+    def _sync_stored(self, placed: Unsynced) -> None:
         try:
-            os.fsync(file.fd)
-            sync_directory(disk.directory.bucket(extent))
+            os.fsync(placed.file.fd)
+            sync_directory(placed.disk.directory.bucket(placed.extent))
         except OSError as error:
-            disk.health.note(error)
-            self.drop_unsyncable(extent)
+            placed.disk.health.note(error)
+            self.drop_unsyncable(placed.extent)
             if error.errno in NO_ROOM:
                 raise NodeFull("no room on the disk") from error
             raise

@@ -1,7 +1,7 @@
 """PUT, GET, HEAD and DELETE of extents, and the barrier: the routes that happen per chunk.
 
 Handlers of the fast lane, offered through ASGI too. They decide what needs a thread: a deletion and a
-store take one hop, but a small store that waits for no disk takes none, nor does a small read that the
+store take one hop, but what of a small store waits for no disk takes none, nor does a small read that the
 kernel has in memory: waking a thread costs more than what it would do.
 """
 
@@ -78,9 +78,24 @@ class ExtentRoutes:
         def store() -> LaneReply:
             return _CREATED if self._store.put(extent, header, request.body, sync=sync) else _HAD
 
-        if sync or len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.is_crowded():
+        if len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.is_crowded():
             return _in_thread(self._node.writers, store)
-        return _guarded(store)
+        return self._store_and_sync(extent, header, request.body) if sync else _guarded(store)
+
+    def _store_and_sync(
+        self, extent: ExtentId, header: ExtentHeader | None, body: Buffer
+    ) -> LaneReply | Awaitable[LaneReply]:
+        """Only what waits for the disk is done in a thread: two at work hand the interpreter's lock to and fro."""
+        try:
+            placed, is_new = self._store.place(extent, header, body)
+        except REFUSALS as error:
+            return refusal(error)
+
+        def sync() -> LaneReply:
+            self._store.sync(placed)
+            return _CREATED if is_new else _HAD
+
+        return _in_thread(self._node.writers, sync)
 
     def get(self, request: LaneRequest) -> LaneReply | Awaitable[LaneReply]:
         """The data, or the part of it that `Range: bytes=a-b` names, with the sums of the blocks it touches."""
