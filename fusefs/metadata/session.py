@@ -64,11 +64,13 @@ class Session:
 
     async def open(self) -> None:
         """Opens a session and learns the volume's facts and nodes. Raises what the calls raise."""
+        nodes = await self._naming.nodes()
         number, facts = await self._metadata.ask("session_open", host=socket.gethostname(), what=self._what)
+        # Nothing awaits from here on: there is a new session and everybody knows, or there is none.
         self._metadata.begin_session(SessionNumber(number))
         self._extents = 0
         self._learn(facts)
-        self._on_nodes(await self._naming.nodes())
+        self._on_nodes(nodes)
 
     def _learn(self, facts: dict[bytes, Any]) -> None:
         """Our clock is behind the volume's by what the answer took, and never ahead: a time of ours that is ahead
