@@ -3,7 +3,8 @@
 Called by the file system; knows verbs and sessions, not what they mean. An operation is sent
 at once while a connection is free; those that wait at the same moment then travel together.
 What got no answer is sent again with the same numbers, so it takes effect once, until the
-deadline.
+deadline. The next operation then says that it was given up: if it has not taken effect by
+that time, it never will.
 
 The task that asks carries the batch; nothing between taking operations from `_waiting` and
 sending them awaits.
@@ -54,6 +55,8 @@ class MetadataClient:
         self.session = SessionNumber(0)
         self._n = 0
         self._outstanding: dict[int, None] = {}
+        self._given_up: dict[int, None] = {}
+        """Numbers of operations that may still be on their way somewhere."""
         self._room = trio.Condition()
         self._queue: deque[_Waiting] = deque()
         self._batches = 0
@@ -63,6 +66,7 @@ class MetadataClient:
         self.session = session
         self._n = 0
         self._outstanding.clear()
+        self._given_up.clear()
 
     def statistics(self) -> dict[str, int]:
         return {"operations": self._operations_sent, "batches": self._batches_sent, "retries": self._retries}
@@ -86,13 +90,29 @@ class MetadataClient:
         self._n += 1
         n, session = self._n, self.session
         self._outstanding[n] = None
+        given_up = list(self._given_up)
+        if given_up:
+            arguments["given_up"] = given_up
         try:
-            return read_reply(verb, await self._send(Operation(verb, n, pack_arguments(arguments)), seconds))
+            reply = await self._send(Operation(verb, n, pack_arguments(arguments)), seconds)
+            if session == self.session:
+                for number in given_up:
+                    self._given_up.pop(number, None)
+            return read_reply(verb, reply)
+        except Unavailable:
+            if session == self.session:
+                self._give_up(n)
+            raise
         finally:
             if session == self.session:
                 self._outstanding.pop(n, None)
                 if self._n - n >= OP_WINDOW // 4:
                     self._nursery.start_soon(self._wake)
+
+    def _give_up(self, n: int) -> None:
+        self._given_up[n] = None
+        if len(self._given_up) > OP_WINDOW:
+            del self._given_up[next(iter(self._given_up))]
 
     async def _wake(self) -> None:
         async with self._room:

@@ -12,6 +12,7 @@ import trio.testing
 
 from fusefs.metadata.client import MetadataClient
 from servers.client.naming import NamingClient
+from servers.protocol.errors import Unavailable
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import OP_WINDOW
 from servers.protocol.naming_api import Operation
@@ -76,3 +77,31 @@ async def test_a_new_session_lets_go_who_waited_for_the_old_one() -> None:
         client.begin_session(SessionNumber(2))
         with trio.fail_after(5):
             await trio.sleep_forever()
+
+
+def test_the_next_operation_says_what_was_given_up_until_it_is_answered() -> None:
+    """So that it does not take effect later; after that nobody needs to hear of it."""
+    said: list[list[int]] = []
+
+    class Silent:
+        answers = False
+
+        async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+            said.extend(msgpack.unpackb(o.arguments).get("given_up", []) for o in operations)
+            return [msgpack.packb([0]) if self.answers else None for _ in operations]
+
+    async def body() -> None:
+        naming = Silent()
+        async with trio.open_nursery() as nursery:
+            client = MetadataClient(cast(NamingClient, naming), nursery)
+            client.begin_session(SessionNumber(1))
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await client.ask("mkdir")
+            naming.answers = True
+            said.clear()
+            await client.ask("mkdir")
+            await client.ask("mkdir")
+
+    trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
+    assert said == [[1, 2], []]

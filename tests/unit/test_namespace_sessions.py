@@ -11,6 +11,7 @@ import msgpack
 import pytest
 
 from servers.client.naming import SESSION_LOST, TOO_OLD
+from servers.protocol.geometry import overlay
 from servers.protocol.limits import OP_WINDOW
 from servers.protocol.naming_api import MUTATIONS, READS, pack_arguments, pack_nodes, pack_segments, unpack_attributes
 from tests.support.check_volume import check_volume
@@ -64,6 +65,30 @@ def test_a_number_too_far_behind_is_refused(volume: Volume, session: Session) ->
     assert volume.reply("mkdir", session.number, 5, name=b"5", **more) == [TOO_OLD]
     assert volume.reply("mkdir", session.number, 6, name=b"6", **more)[0] == 0
     assert len(volume.names()) == 5
+
+
+def test_what_was_given_up_is_not_done_late(volume: Volume, session: Session) -> None:
+    """A commit whose writer had no answer hangs somewhere while the next one overwrites a part of it: when it comes
+    after all, it does not bring back what was overwritten. What is done by then stays done."""
+    made = session.create(1, b"f")
+    old, new = session.segment(0, 100), session.segment(50, 10)
+    late = {"ino": made.ino, "chunks": [0, pack_segments([old])], "end": 100, "synced": True}
+    parts = overlay([old, new])
+    session.commit(made.ino, {0: parts}, given_up=[500, 501])
+    for number in (500, 501):
+        assert volume.reply("commit", session.number, number, **late) == [errno.EIO]
+    assert volume.chunks(made.ino) == {0: parts}
+    done = session.n
+    session.call("setxattr", ino=made.ino, name=b"user.a", value=b"1", flags=0, given_up=[done])
+    assert volume.reply("commit", session.number, done, **late)[0] == 0, "it was done, and has its answer"
+    assert volume.chunks(made.ino) == {0: parts}
+
+
+def test_what_is_given_up_has_to_be_numbers(volume: Volume, session: Session) -> None:
+    made = session.create(1, b"f")
+    for nonsense in ([0], [-1], ["x"], [1.5], "x", 7, list(range(1, OP_WINDOW + 2))):
+        session.call("setxattr", ino=made.ino, name=b"user.a", value=b"1", flags=0, given_up=nonsense)
+    assert volume.reply("mkdir", session.number, 1000, parent=1, name=b"d", mode=0, uid=0, gid=0)[0] == 0
 
 
 def test_results_are_kept_for_the_last_mutations_only(volume: Volume, session: Session) -> None:

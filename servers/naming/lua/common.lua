@@ -324,6 +324,18 @@ function Call:last_in_slot()
   if blob then return struct.unpack('>I8', blob), blob:sub(9) end
 end
 
+-- What the session gave up unanswered and is not done yet never will be: late, it would undo what was done in its place.
+function Call:revoke(given_up)
+  local key = self.K .. ':op:' .. self.session
+  for _, n in ipairs(given_up) do
+    local slot = text(n % LIMIT.window)
+    local blob = call('HGET', key, slot)
+    if not blob or struct.unpack('>I8', blob) < n then
+      call('HSET', key, slot, struct.pack('>I8', n) .. pack({ EIO }))
+    end
+  end
+end
+
 -- A read: sees one moment, writes nothing.
 local function read(verb, wants, body)
   redis.register_function {
@@ -339,6 +351,7 @@ local function read(verb, wants, body)
 end
 
 -- A mutation of a session. The body returns an errno, having written nothing, or a packed reply.
+-- Beside its own arguments it may have `given_up`, numbers of earlier operations.
 -- Options: `frees` works on a full Redis too; `harmless` in SAFE mode too; `again` makes the reply
 -- of an operation that was remembered without one.
 local function mutation(verb, options, wants, body)
@@ -353,6 +366,8 @@ local function mutation(verb, options, wants, body)
       if last and last > c.n then return pack({ TOO_OLD }) end
       if not c:is_alive(c.session) then return pack({ SESSION_LOST }) end
       if c.safe and not options.harmless then return pack({ EROFS }) end
+      local given_up = c.a and c.a.given_up
+      if type(given_up) == 'table' and #given_up <= LIMIT.window and numbers(given_up) then c:revoke(given_up) end
       local answer = c.a and body(c, c.a) or EINVAL
       if type(answer) == 'number' then return c:remember(pack({ answer })) end
       return answer
