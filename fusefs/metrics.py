@@ -77,6 +77,10 @@ def mount_metrics(requests: Requests, s: Mapping[str, int]) -> Iterator[Metric]:
     )
     yield gauge("dcs_mount_cache_bytes", "File content held in memory.", s["cached_bytes"])
     yield gauge("dcs_mount_dirty_bytes", "Written, and not yet stored.", s["dirty_bytes"])
+    yield counter("dcs_mount_lost_bytes", "Written, and given up.", s["lost_bytes"])
+    yield counter(
+        "dcs_mount_sessions_lost", "Times that the mount was away for longer than its lease.", s["sessions_lost"]
+    )
     yield gauge("dcs_mount_open_files", "Open handles.", s["handles"])
     yield gauge("dcs_mount_known_inodes", "Inodes whose attributes are remembered.", s["inodes"])
     yield counters(

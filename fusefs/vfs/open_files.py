@@ -112,6 +112,7 @@ class OpenFiles:
     def statistics(self) -> dict[str, int]:
         return {
             "open_inodes": len(self._open), "handles": len(self._files), "dirty_bytes": self._budget.held_bytes,
+            "lost_bytes": self.lost_bytes, "sessions_lost": self._session.sessions_lost,
             **self._blocks.statistics(), **self._extents.statistics(),
         }  # fmt: skip
 

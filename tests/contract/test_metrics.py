@@ -101,6 +101,7 @@ def test_a_mount_tells_on_its_own_machine_when_it_is_asked_to(cluster: Cluster, 
     assert told("dcs_mount_nodes_alive") == 3
     assert told("dcs_mount_metadata_operations_total") >= 1
     assert told("dcs_mount_errors_total") == 0
+    assert told("dcs_mount_lost_bytes_total") == told("dcs_mount_sessions_lost_total") == 0
 
 
 @pytest.mark.parametrize("who", ["naming", "node", "mount"])
