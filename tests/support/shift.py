@@ -107,12 +107,13 @@ class Shift:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Whoever works is killed in the middle of it."""
+        """Whoever works is killed in the middle of it; afterwards every mount knows of all that was done."""
         self._end.set()
         self._note(*(program.end_by(lost=False) for program in self._programs.values()))
         for worker in self._workers:
             worker.join(60)
             assert worker.exitcode == 0
+        time.sleep(SEEN_SECONDS)
 
     @property
     def lines(self) -> int:
