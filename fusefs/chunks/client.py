@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import trio
 
@@ -25,7 +26,7 @@ from servers.protocol.checksum import BlockSums, Buffer
 from servers.protocol.errors import DcsError, Unavailable
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import BLOCK_BYTES, MIB
-from servers.protocol.storage_api import ExtentHeader
+from servers.protocol.storage_api import BARRIER_EXTENTS_MAX, ExtentHeader
 
 ASKED_AGAIN_SECONDS = 1.0
 """The kernel asks again, for a single page, at once after its read-ahead has failed: who has waited out the
@@ -148,9 +149,14 @@ class ExtentClient:
             del self._unreached_at[next(iter(self._unreached_at))]
 
     async def barrier(
-        self, nodes: Collection[NodeNumber], *, enough: Callable[[set[NodeNumber]], bool] = lambda confirmed: False
+        self,
+        nodes: Collection[NodeNumber],
+        *,
+        extents: Mapping[NodeNumber, Sequence[ExtentId]] = MappingProxyType({}),
+        enough: Callable[[set[NodeNumber]], bool] = lambda confirmed: False,
     ) -> set[NodeNumber]:
-        """Those of the nodes that have all they took before this call on stable storage.
+        """Those of the nodes that have all they took before this call on stable storage, and have lost none of the
+        `extents` that they took: a node that lost power meanwhile does not know of what it took before.
 
         Waits for all of them until the deadline; once `enough` says of those that confirmed that they
         are, the others get a straggler's time, and none if they were in trouble already.
@@ -160,7 +166,7 @@ class ExtentClient:
         async with trio.open_nursery() as nursery:
 
             async def ask(number: NodeNumber) -> None:
-                if await self._confirms(number):
+                if await self._confirms(number, extents.get(number, ())):
                     confirmed.add(number)
                 waiting.discard(number)
                 if enough(confirmed):
@@ -189,12 +195,15 @@ class ExtentClient:
             **self._replicas.statistics(trio.current_time()),
         }
 
-    async def _confirms(self, number: NodeNumber) -> bool:
+    async def _confirms(self, number: NodeNumber, extents: Sequence[ExtentId]) -> bool:
         node = self._replicas.node(number)
         if node is None:
             return False
         try:
-            await self._storage.barrier(node.place, deadline_seconds=self._limits.write_deadline_seconds)
+            for at in range(0, max(len(extents), 1), BARRIER_EXTENTS_MAX):
+                some = extents[at : at + BARRIER_EXTENTS_MAX]
+                seconds = self._limits.write_deadline_seconds
+                await self._storage.barrier(node.place, extents=some, deadline_seconds=seconds)
         except DcsError as error:
             self._replicas.failed(number, trio.current_time(), error)
             return False

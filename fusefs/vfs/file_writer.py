@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -71,9 +71,9 @@ class WriterParts:
 
     store: Store
     commit: Commit
-    barrier: Callable[[Iterable[NodeNumber], Callable[[set[NodeNumber]], bool]], Any]
-    """Returns those of the nodes that have all they took on stable storage; once they are enough, others that
-    hang are not waited for."""
+    barrier: Callable[[Mapping[NodeNumber, Sequence[ExtentId]], Callable[[set[NodeNumber]], bool]], Any]
+    """Returns those of the nodes that have all they took on stable storage, these extents among it; once they are
+    enough, others that hang are not waited for."""
     budget: WriteBudget
     uploads: trio.CapacityLimiter
     nursery: trio.Nursery
@@ -314,7 +314,11 @@ class FileWriter:
         def enough(confirmed: set[NodeNumber]) -> bool:
             return all(len(confirmed.intersection(s.nodes)) >= min(needed, len(s.nodes)) for s in unsynced)
 
-        if not enough(await self._parts.barrier({node for s in unsynced for node in s.nodes}, enough)):
+        extents: dict[NodeNumber, list[ExtentId]] = {}
+        for stored in unsynced:
+            for node in stored.nodes:
+                extents.setdefault(node, []).append(stored.extent)
+        if not enough(await self._parts.barrier(extents, enough)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
     async def _commit(self, count: int, deadline: float, *, synced: bool) -> None:

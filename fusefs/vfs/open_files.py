@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
-from servers.protocol.ids import InodeNumber, NodeNumber
+from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import KIB
 from servers.protocol.naming_api import Attributes
 
@@ -324,11 +324,13 @@ class OpenFiles:
         def enough(confirmed: set[NodeNumber]) -> bool:
             return len(confirmed) >= max(1, len(nodes) - spare)
 
-        if not enough(await self._barrier(nodes, enough)):
+        if not enough(await self._barrier(dict.fromkeys(nodes, ()), enough)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
-    async def _barrier(self, nodes: Iterable[NodeNumber], enough: Callable[[set[NodeNumber]], bool]) -> set[NodeNumber]:
-        return await self._extents.barrier(set(nodes), enough=enough)
+    async def _barrier(
+        self, extents: Mapping[NodeNumber, Sequence[ExtentId]], enough: Callable[[set[NodeNumber]], bool]
+    ) -> set[NodeNumber]:
+        return await self._extents.barrier(list(extents), extents=extents, enough=enough)
 
     async def release(self, handle: int) -> None:
         """The last close: nobody waits for it. What could not be stored is tried again for a while."""

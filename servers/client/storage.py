@@ -206,12 +206,13 @@ class StorageClient:
         }  # fmt: skip
         await self._json(place, "POST", COMPOSE_PATH, order, seconds=deadline_seconds)
 
-    async def barrier(self, place: str, *, deadline_seconds: float) -> None:
-        """All that the node took before this call is on stable storage."""
+    async def barrier(self, place: str, *, extents: Sequence[ExtentId] = (), deadline_seconds: float) -> None:
+        """All that the node took before this call is on stable storage; of these extents it has lost none."""
         address, meant = _whom(place)
+        body = [json.dumps({"extents": [extent_text(e) for e in extents]}).encode()] if extents else []
         answer = await self._transport.request(
-            address, "POST", BARRIER_PATH, headers=meant, deadline_seconds=deadline_seconds,
-            first_byte_seconds=deadline_seconds,
+            address, "POST", BARRIER_PATH, headers={"content-type": "application/json", **meant}, body=body,
+            deadline_seconds=deadline_seconds, first_byte_seconds=deadline_seconds,
         )  # fmt: skip
         if answer.status != 200:
             raise NodeFailed(f"{address}: barrier: {_detail(answer)}")

@@ -13,7 +13,8 @@
     POST   /v1/extents/delete        a signed order, see servers.protocol.orders: many at once
     POST   /v1/extents/undelete      {"extents": [...] or null}: brings back what was deleted, as far as it is kept
     GET    /v1/inventory?after=&limit=    what the node holds, in pages; length -1 for damaged; &names_only=1: no length
-    POST   /v1/barrier               answers when all that was taken before is on stable storage
+    POST   /v1/barrier               answers when all that was taken before is on stable storage; may name some that the
+                                     caller stored, {"extents": [...]}: the node may have lost power since
     GET    /v1/space                 bytes used, free and total
     GET    /health                   the one route without the secret
 
@@ -28,7 +29,7 @@ answers 421 and does nothing.
 
 PUT: 201 stored, 200 had it already, 409 has other bytes under this id, 400 short or a wrong
 sum, 413 too large, 507 no room. GET: 404 not there, 416 beyond the end, 500 damaged. A barrier
-answers 500 when extents could not be synced; it names them, and they are not there any more.
+answers 500 when extents could not be synced, or named ones are not there; it names them.
 Anything: 503 when the disk fails in other ways or the node is too busy; take another node. A request
 may be sealed, see seal.py.
 """
@@ -59,6 +60,8 @@ UNDO_PATH = "/v1/extents/undelete"
 CHECK_PATH = "/v1/extents/check"
 INVENTORY_PATH = "/v1/inventory"
 BARRIER_PATH = "/v1/barrier"
+BARRIER_EXTENTS_MAX = 10_000
+"""So many may be named in one request."""
 SPACE_PATH = "/v1/space"
 HEALTH_PATH = "/health"
 

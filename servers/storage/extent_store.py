@@ -102,6 +102,7 @@ class ExtentStore:
         descriptors = raise_open_files_limit()
         self._cache = ReplicaCache(min(OPEN_FILES_MAX, descriptors // 4))
         self._unsynced_files_max = min(UNSYNCED_FILES_MAX, descriptors // 4)
+        self._started_ns = time.time_ns()
         self._lock = threading.Lock()
         self._unsynced: dict[ExtentId, Unsynced] = {}
         self._counters = Counters()
@@ -414,6 +415,23 @@ class ExtentStore:
             self.delete(extent)
 
     # Syncing: what was stored without it waits here for the syncer.
+
+    def is_from_now(self, extent: ExtentId) -> bool:
+        """Whether the replica is open here and was stored since the start. Does not block."""
+        replica = self._cache.get(extent)
+        return replica is not None and replica.changed_ns >= self._started_ns
+
+    def is_whole(self, extent: ExtentId) -> bool:
+        """Whether a good replica is here; one from before the start, which may have been a loss of power, is read."""
+        try:
+            replica = self.open(extent)
+            if replica.is_set_aside or replica.disk.health.state is DiskState.FAILED:
+                return False
+            if replica.changed_ns < self._started_ns:
+                self.verify(replica)
+        except (ExtentMissing, ExtentDamaged):
+            return False
+        return True
 
     def take_unsynced(self) -> list[Unsynced]:
         """All that waits, from now on the caller's to sync. Does not block."""

@@ -53,9 +53,14 @@ class Syncer:
             disk: os.open(disk.directory.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for disk in store.disks
         }
         self._stopping = False
+        self._begun = asyncio.Event()
+        """What earlier lives of this node left is on stable storage: they may have been killed before they synced."""
 
     async def barrier(self) -> None:
         """All that the store took before this call is on stable storage. Raises SyncFailed, TimeoutError."""
+        if not self._begun.is_set():
+            async with asyncio.timeout(BARRIER_SECONDS):
+                await self._begun.wait()
         if self._flushing or self._store.unsynced()[0]:
             flush = self._next_flush = self._next_flush or asyncio.get_running_loop().create_future()
             self._asked.set()
@@ -68,12 +73,23 @@ class Syncer:
     async def run(self) -> None:
         """Flushes until `stop`, and once more then."""
         try:
+            await asyncio.to_thread(self._sync_what_was)
+            self._begun.set()
             while not self._stopping:
                 await self._wait_for_work()
                 await self._flush()
         finally:
             for descriptor in self._file_systems.values():
                 os.close(descriptor)
+
+    def _sync_what_was(self) -> None:
+        """Blocks."""
+        for disk, file_system in self._file_systems.items():
+            try:
+                sync_file_system(file_system)
+            except OSError as error:
+                disk.health.note(error)
+                logger.error("%s: syncfs: %s", disk.directory.root, error)
 
     def stop(self) -> None:
         """Ends `run`, once what was stored until now is on stable storage."""

@@ -59,6 +59,7 @@ async def test_a_loss_fails_barriers_for_a_while_and_no_longer(
         assert syncer._sync([lost]) == [_extent(7)]
     assert store.length(_extent(7)) is None
     syncer._lost.append((0.0, _extent(7)))
+    syncer._begun.set()
     monkeypatch.setattr(time, "monotonic", lambda: subject.LOST_SECONDS - 1)
     with pytest.raises(SyncFailed, match="1-7"):
         await syncer.barrier()

@@ -65,6 +65,8 @@ MOVES_PER_CALL = 32
 ORDER_SECONDS = 60.0
 ORDER_BYTES_PER_SECOND_MIN = 1e6
 REFUSED_SECONDS = 60.0
+UNREACHED_SECONDS = 3.0
+"""A node that could not be reached may only be starting; one that stays away is soon suspect, and not asked at all."""
 SURVEY_COUNT = 64
 """Keys a survey looks at in one call, which holds Redis for about half a millisecond."""
 SURVEY_SHARE = 0.1
@@ -360,13 +362,13 @@ class Repair:
             )
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d does not fetch copies now: %s", to.number, error)
-            self._refuse(copy for copy in batch)
+            self._refuse(batch, UNREACHED_SECONDS if isinstance(error, TryAgain) else REFUSED_SECONDS)
             return
         for extent, source, why in done.damaged:
             if source in views:
                 await self._report_damage(extent, views[source], why)
         stored = [copy for copy in batch if copy.held.extent in done.stored]
-        self._refuse(copy for copy in batch if copy.held.extent not in done.stored)
+        self._refuse((copy for copy in batch if copy.held.extent not in done.stored), REFUSED_SECONDS)
         self.copies += len(stored)
         self.copied_bytes += sum(copy.held.length for copy in stored)
         again = [(copy.held.extent, to.number) for copy in stored if copy.in_place]
@@ -378,8 +380,9 @@ class Repair:
             if copy.in_place:
                 self._queue.pop(copy.held.extent, None)
 
-    def _refuse(self, copies: Iterable[Copy]) -> None:
-        until = time.monotonic() + REFUSED_SECONDS
+    def _refuse(self, copies: Iterable[Copy], seconds: float) -> None:
+        """These are not tried again for so long."""
+        until = time.monotonic() + seconds
         for copy in copies:
             self.failures += 1
             self._refused[copy.held.extent, copy.to.number] = until

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import functools
+import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from servers.protocol.checksum import Buffer
-from servers.protocol.ids import ExtentId, parse_extent_text
+from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import BLOCK_BYTES, CHUNK_BYTES_MAX, KIB
 from servers.protocol.storage_api import (
     BARRIER_PATH,
@@ -36,6 +37,10 @@ from servers.storage.syncer import SyncFailed
 READ_AT_ONCE_BYTES_MAX = 128 * KIB
 STORE_AT_ONCE_BYTES_MAX = 64 * KIB
 REPLY_MEMORY_SECONDS = 5.0
+BARRIER_BYTES_MAX = 1024 * KIB
+"""Of a request that names BARRIER_EXTENTS_MAX extents."""
+NAMED_MAX = 10
+"""Of extents that are lost; more make no difference to who asked."""
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})", re.ASCII)
 _CREATED = json_reply(201, {"stored": True})
 _HAD = json_reply(200, {"stored": False})
@@ -52,7 +57,7 @@ class ExtentRoutes:
             Lane("PUT", EXTENTS_PATH, self._meant(self.put), body_bytes_max=CHUNK_BYTES_MAX),
             Lane("GET", EXTENTS_PATH, self._meant(self.get)),
             Lane("HEAD", EXTENTS_PATH, self._meant(self.head)),
-            Lane("POST", BARRIER_PATH, self._meant(self.barrier)),
+            Lane("POST", BARRIER_PATH, self._meant(self.barrier), body_bytes_max=BARRIER_BYTES_MAX),
         ]
 
     def _meant(self, handler: Handler) -> Handler:
@@ -142,12 +147,26 @@ class ExtentRoutes:
         return _in_thread(self._node.readers, look)
 
     async def barrier(self, request: LaneRequest) -> LaneReply:
-        """Answers when all that was stored before is on stable storage; 500 names what was lost instead."""
+        """Answers when all that was stored before is on stable storage; 500 names what was lost instead.
+
+        The body may name extents, {"extents": [...]}: those are then looked for, too.
+        """
         try:
+            extents = _named(request)
             await self._node.syncer.barrier()
-        except (SyncFailed, TimeoutError) as error:
+            doubtful = [extent for extent in extents if not self._store.is_from_now(extent)]
+            if doubtful:
+                loop = asyncio.get_running_loop()
+                await loop.run_in_executor(self._node.readers, self._find_whole, doubtful)
+        except (BadRequest, SyncFailed, TimeoutError, OSError) as error:
             return refusal(error)
         return _SYNCED
+
+    def _find_whole(self, extents: Sequence[ExtentId]) -> None:
+        """Raises SyncFailed. Blocks."""
+        lost = [extent_text(extent) for extent in extents if not self._store.is_whole(extent)]
+        if lost:
+            raise SyncFailed(f"not here any more: {', '.join(lost[:NAMED_MAX])}")
 
 
 def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> Awaitable[LaneReply]:
@@ -183,6 +202,16 @@ def _header(request: LaneRequest) -> ExtentHeader | None:
         return unpack_extent_header(packed)
     except ValueError as error:
         raise BadRequest(str(error)) from error
+
+
+def _named(request: LaneRequest) -> list[ExtentId]:
+    """The extents that a barrier is asked for in particular."""
+    if not request.body:
+        return []
+    try:
+        return [parse_extent_text(text) for text in json.loads(bytes(request.body))["extents"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadRequest(f'a barrier takes {{"extents": [...]}}: {error}') from error
 
 
 def _range(request: LaneRequest, length: int) -> tuple[int, int]:
