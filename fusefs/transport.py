@@ -17,7 +17,6 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 from collections import deque
@@ -29,7 +28,7 @@ from trio.lowlevel import wait_readable, wait_writable
 from servers.client.answer_head import body_length, parse_head
 from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import AccessDenied, DcsError, Exhausted, TryAgain
+from servers.protocol.errors import AccessDenied, DcsError, TryAgain
 from servers.protocol.limits import KIB, MIB
 from servers.protocol.seal import SEAL_HEADER, is_answer_whole, seal_request
 
@@ -77,8 +76,7 @@ class TrioTransport:
             try:
                 answer = await self._exchange(address, method, seal, [head, *body], timer, first_byte_seconds)
             except OSError as error:
-                kind = Exhausted if error.errno in (errno.EMFILE, errno.ENFILE) else TryAgain
-                raise kind(f"{address}: {timer.step}: {error}") from error
+                raise TryAgain(f"{address}: {timer.step}: {error}") from error
         if scope.cancelled_caught:
             raise TryAgain(f"{address}: {timer.step}: timed out")
         if answer.status == 401:

@@ -204,8 +204,8 @@ class ExtentClient:
                 some = extents[at : at + BARRIER_EXTENTS_MAX]
                 seconds = self._limits.write_deadline_seconds
                 await self._storage.barrier(node.place, extents=some, deadline_seconds=seconds)
-        except DcsError as error:
-            self._replicas.failed(number, trio.current_time(), error)
+        except DcsError:
+            self._replicas.failed(number, trio.current_time())
             return False
         return True
 

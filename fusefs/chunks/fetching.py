@@ -93,7 +93,7 @@ class Fetching:
             self._note_damage(node, error)
         except DcsError as error:
             self._failed[node.number] = error
-            self.replicas.failed(node.number, trio.current_time(), error)
+            self.replicas.failed(node.number, trio.current_time())
         except trio.Cancelled:  # Another one was faster.
             self.replicas.measured(node.number, trio.current_time() - began, trio.current_time())
             raise

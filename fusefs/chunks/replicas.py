@@ -18,7 +18,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from servers.protocol.errors import DcsError, Exhausted
 from servers.protocol.ids import NodeNumber
 from servers.protocol.placement import NodeView
 
@@ -93,10 +92,8 @@ class Replicas:
         own.latency_seconds = seconds if not own.measured_at else before + LATENCY_WEIGHT * (seconds - before)
         own.measured_at = now
 
-    def failed(self, number: NodeNumber, now: float, error: DcsError | None = None) -> None:
+    def failed(self, number: NodeNumber, now: float) -> None:
         """The node did not answer or could not help. What fails together counts as one failure."""
-        if isinstance(error, Exhausted):
-            return
         own = self._of(number)
         if now < own.ejected_until:
             return

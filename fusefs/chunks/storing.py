@@ -151,7 +151,7 @@ class Storing:
         if isinstance(error, NodeFull):
             self.replicas.full(node.number, trio.current_time())
         else:
-            self.replicas.failed(node.number, trio.current_time(), error)
+            self.replicas.failed(node.number, trio.current_time())
 
     def _wanted(self, now: float) -> list[NodeView]:
         """The nodes to ask now: for as many copies as nobody is working on."""

@@ -3,8 +3,7 @@
 DcsError
 ├── Refused            an operation's answer is an errno: the caller's doing, no retry helps
 ├── TryAgain           nobody could be asked, or no answer came in time
-│   ├── Unavailable    the deadline is over
-│   └── Exhausted      this machine has no descriptors left to ask with: not the other's failure
+│   └── Unavailable    the deadline is over
 ├── SessionLost        the lease ran out: open a new session; what was unsaved is fenced off
 ├── NodeFailed         this storage node cannot help now: take another
 │   ├── NodeFull       it has no room
@@ -42,10 +41,6 @@ class TryAgain(DcsError):
 
 class Unavailable(TryAgain):
     """The deadline passed while trying."""
-
-
-class Exhausted(TryAgain):
-    """This process or machine has no file descriptors left."""
 
 
 class SessionLost(DcsError):

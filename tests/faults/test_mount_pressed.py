@@ -249,8 +249,8 @@ def test_a_mount_out_of_descriptors_says_so_and_recovers(mounted: Cluster, mount
 
 
 @pytest.mark.fault("C5")
-def test_no_node_is_avoided_for_a_lack_of_descriptors(mounted: Cluster, mount: Mount) -> None:
-    """What waited for connections to the nodes is on all of them at once when there may be some."""
+def test_what_waited_for_descriptors_is_on_all_nodes_at_once(mounted: Cluster, mount: Mount) -> None:
+    """The nodes that could not be reached without them are tried again as soon as there are some."""
     _, hard = limits = resource.prlimit(mount.process.pid, resource.RLIMIT_NOFILE)
     with started(SYNCING, str(mount.path / "waits-for-nodes")) as program:
         assert line_of(program) == b"open\n"
