@@ -17,6 +17,7 @@ from tests.support.load import Load, wait_steps
 from tests.support.processes import base_environment
 from tests.support.wrong_clock import WrongClock
 
+pytestmark = pytest.mark.long
 JUMPS = (3600, 0, -3600, 0)
 STALL_SECONDS_MAX = 5.0
 SKEW_SECONDS = 2.0

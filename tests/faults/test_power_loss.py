@@ -182,6 +182,7 @@ def test_a_node_that_loses_power_goes_unnoticed_and_gets_back_what_it_lost(
     promised.check(mount.path / "one", promised.names)
 
 
+@pytest.mark.long
 @pytest.mark.fault("S8")
 def test_what_fsync_confirmed_survives_when_all_nodes_lose_power(
     powered: Cluster, disks: list[JournaledDisk], mount: Mount

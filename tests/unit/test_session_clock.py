@@ -65,3 +65,11 @@ async def test_time_only_goes_forward_and_is_after_all_that_was_seen() -> None:
     assert session.now_ns() > seen
     session.saw(seen + 3600 * SECOND)
     assert session.now_ns() < seen + SECOND, "somebody's clock was wrong"
+
+
+async def test_a_wall_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await opened(Volume(0, answers_after=0.0))
+    before, real = session.now_ns(), time.time_ns
+    for hours in (1, -1):
+        monkeypatch.setattr(time, "time_ns", lambda hours=hours: real() + hours * 3600 * SECOND)
+        assert 0 < session.now_ns() - before < 10 * SECOND
