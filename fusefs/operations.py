@@ -231,7 +231,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, b"..", _entry(parent), DOT_DOT_COOKIE):
                 return
         async for entry in self._fs.readdir(fh, start_id):
-            shown = self._fs.listed(entry)
+            shown = self._fs.listed(fh, entry)
             if not pyfuse3.readdir_reply(token, entry.name, _entry(shown), entry.cookie):
                 return
 

@@ -26,8 +26,8 @@ from fusefs.vfs.directory_stream import DirectoryStream, Entry, learn_names
 from fusefs.vfs.handles import HandleTable
 from fusefs.vfs.open_files import OpenFiles, Shown
 from servers.protocol.errors import DcsError, Refused
-from servers.protocol.ids import InodeNumber
-from servers.protocol.limits import FILE_BYTES_MAX, NAME_BYTES_MAX
+from servers.protocol.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME, InodeNumber
+from servers.protocol.limits import FILE_BYTES_MAX, NAME_BYTES_MAX, TRASH_FILES_MAX
 from servers.protocol.naming_api import (
     CHUNK_SIZE_ATTRIBUTE,
     RENAME_EXCHANGE,
@@ -57,14 +57,29 @@ class Filesystem:
         self._replicas = replicas
         self._cache = AttributeCache(settings.attribute_seconds)
         self._directories: HandleTable[DirectoryStream] = HandleTable()
+        self._removed: set[InodeNumber] = set()
+        """Files that the trash has shown: they are only read."""
         self.files = OpenFiles(settings, nursery, metadata, session, extents, replicas, self._cache)
 
     def statistics(self) -> dict[str, int]:
         return {**self.files.statistics(), **self._cache.statistics(), **self._metadata.statistics()}
 
-    def _writable(self) -> None:
-        if self._settings.read_only:
+    def _writable(self, *directories: InodeNumber) -> None:
+        if self._settings.read_only or TRASH_INODE in directories:
             raise Refused(EROFS)
+
+    def _changeable(self, ino: InodeNumber) -> None:
+        """Not what the trash shows, before it was restored."""
+        self._writable(ino)
+        if ino in self._removed:
+            held = self._cache.attributes(ino, trio.current_time())
+            if held is None or held[0].nlink == 0:
+                raise Refused(EROFS)
+
+    def _note_removed(self, ino: InodeNumber) -> None:
+        if len(self._removed) >= TRASH_FILES_MAX:
+            self._removed.clear()
+        self._removed.add(ino)
 
     # ── names
 
@@ -75,6 +90,8 @@ class Filesystem:
         """
         if len(name) > NAME_BYTES_MAX:
             raise Refused(ENAMETOOLONG)
+        if name == TRASH_NAME and parent == ROOT_INODE:
+            return await self._look_up(parent, name)  # No listing has it.
         now = trio.current_time()
         known = self._cache.entry(parent, name, now)
         if known is None and self._cache.wants_listing(parent, now):
@@ -99,6 +116,8 @@ class Filesystem:
             self._cache.put_entry(parent, name, None, asked_at, tick)
             return self._cache.left(asked_at, trio.current_time())
         self._cache.put_entry(parent, name, ino, asked_at, tick)
+        if parent == TRASH_INODE:
+            self._note_removed(ino)
         seconds = self._cache.left(asked_at, trio.current_time())
         return self.files.shown(self._cache.put(ino, blob, asked_at), seconds, seconds)
 
@@ -112,7 +131,7 @@ class Filesystem:
             self._cache.list_later(parent, trio.current_time())
 
     async def _make(self, verb: str, parent: InodeNumber, name: bytes, **arguments: Any) -> Shown:
-        self._writable()
+        self._writable(parent)
         asked_at = trio.current_time()
         try:
             ino, blob, parent_blob = await self._ask(verb, parent=parent, name=name, **arguments)
@@ -141,7 +160,7 @@ class Filesystem:
         return await self._make("symlink", parent, name, target=target, uid=uid, gid=gid)
 
     async def link(self, ino: InodeNumber, parent: InodeNumber, name: bytes) -> Shown:
-        self._writable()
+        self._writable(parent)
         await self.files.stored(ino)
         asked_at = trio.current_time()
         try:
@@ -159,7 +178,7 @@ class Filesystem:
         return link.target
 
     async def unlink(self, parent: InodeNumber, name: bytes) -> None:
-        self._writable()
+        self._writable(parent)
         await self.files.register_before_unlink(parent, name)
         asked_at = trio.current_time()
         try:
@@ -171,7 +190,7 @@ class Filesystem:
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
 
     async def rmdir(self, parent: InodeNumber, name: bytes) -> None:
-        self._writable()
+        self._writable(parent)
         asked_at = trio.current_time()
         try:
             ino, parent_blob = await self._ask("rmdir", parent=parent, name=name)
@@ -185,7 +204,7 @@ class Filesystem:
         self, parent: InodeNumber, name: bytes, new_parent: InodeNumber, new_name: bytes, flags: int
     ) -> None:
         """What was written to the file is committed first: its new name never shows less."""
-        self._writable()
+        self._writable(parent, new_parent)
         found = self._cache.entry(parent, name, trio.current_time())
         await self.files.store_renamed(found[0] if found is not None else None)
         await self.files.register_before_unlink(new_parent, new_name)
@@ -214,7 +233,7 @@ class Filesystem:
 
         What was written before is committed first, so that a later commit changes neither again.
         """
-        self._writable()
+        self._changeable(ino)
         if changes.get("size", 0) > FILE_BYTES_MAX:
             raise Refused(EFBIG)
         inode = await self.files.stored(ino)
@@ -264,14 +283,14 @@ class Filesystem:
         return names
 
     async def setxattr(self, ino: InodeNumber, name: bytes, value: bytes, flags: int) -> None:
-        self._writable()
+        self._changeable(ino)
         await self.files.stored(ino)
         asked_at = trio.current_time()
         (blob,) = await self._ask("setxattr", ino=ino, name=name, value=value, flags=flags)
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
 
     async def removexattr(self, ino: InodeNumber, name: bytes) -> None:
-        self._writable()
+        self._changeable(ino)
         await self.files.stored(ino)
         asked_at = trio.current_time()
         (blob,) = await self._ask("removexattr", ino=ino, name=name)
@@ -291,8 +310,10 @@ class Filesystem:
     def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
         return self._directories[handle].entries(after)
 
-    def listed(self, entry: Entry) -> Shown:
+    def listed(self, handle: int, entry: Entry) -> Shown:
         """The attributes of an entry just listed."""
+        if self._directories[handle].ino == TRASH_INODE:
+            self._note_removed(entry.ino)
         held = self._cache.attributes(entry.ino, trio.current_time())
         if held is None:
             return self.files.shown(self._cache.put(entry.ino, entry.blob, 0.0), 0.0)
@@ -307,7 +328,7 @@ class Filesystem:
         self, parent: InodeNumber, name: bytes, mode: int, uid: int, gid: int, flags: int
     ) -> tuple[int, bool, Shown]:
         """Makes and opens a file: a handle, whether the kernel's pages of it are still good, and its attributes."""
-        self._writable()
+        self._writable(parent)
         asked_at = trio.current_time()
         try:
             ino, blob, parent_blob = await self._ask("create", parent=parent, name=name, mode=mode, uid=uid, gid=gid)
@@ -326,7 +347,7 @@ class Filesystem:
         Where that cuts the file, a caller who is not `privileged` ends what set-user-id gave.
         """
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            self._writable()
+            self._changeable(ino)
         if flags & os.O_TRUNC:
             await self.setattr(ino, size=0, strip=not privileged)
         asked_at = trio.current_time()

@@ -17,6 +17,10 @@ NodeNumber = NewType("NodeNumber", int)
 """A storage node's short number in chunk maps; its identity is the uuid on its disk."""
 
 ROOT_INODE = InodeNumber(1)
+TRASH_INODE = InodeNumber(2**53)
+"""The directory that shows removed files: larger than any inode's number can be. See lua/trash.lua."""
+TRASH_NAME = b".trash"
+"""Its name in the root directory, which no listing has."""
 EXTENT_ID_BYTES = 16
 
 _EXTENT_TEXT = re.compile(r"(0|[1-9a-f][0-9a-f]{0,15})-(0|[1-9a-f][0-9a-f]{0,15})", re.ASCII)

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 
 from servers.naming.background.trash import bytes_wanted
+from servers.protocol.ids import TRASH_INODE, TRASH_NAME
 from servers.protocol.placement import Space
 from tests.support.volume import Session, Volume
 
@@ -55,6 +56,43 @@ def test_a_removed_file_is_kept_and_restored(kept: Volume) -> None:
     assert (status["files"], status["trash"], status["trash_bytes"]) == (1, 0, 0)
     kept.reclaim()
     assert kept.condemned() == set()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 1000])
+def test_the_trash_is_listed_page_by_page(make_volume: Callable[..., Volume], count: int) -> None:
+    """Each file once, though many are due in one millisecond; directories are left out."""
+    volume = make_volume()
+    volume.call("volume_open", **{**volume.settings, "trash_ms": DAY_MS})
+    session = volume.session()
+    wanted = set()
+    for n in range(40):
+        ino = write(session, b"%d" % n)
+        session.unlink(1, b"%d" % n)
+        wanted.add((b"%d.%d" % (n, ino), ino))
+        session.mkdir(1, b"d")
+        session.call("rmdir", parent=1, name=b"d")
+    due = volume.client.zrange(f"{volume.key}:trash", 0, -1)
+    volume.client.zadd(f"{volume.key}:trash", {member: DAY_MS + n // 50 for n, member in enumerate(due)})
+    found: list[tuple[bytes, int]] = []
+    after, at_end = 0, 0
+    while not at_end:
+        at_end, *rows = volume.call("readdir", ino=TRASH_INODE, after=after, count=count)
+        assert rows or at_end
+        found += zip(rows[::4], rows[2::4], strict=True)
+        after = rows[-3] if rows else after
+    assert len(found) == len(wanted)
+    assert set(found) == wanted
+    for name, ino in found:
+        assert volume.call("lookup", parent=TRASH_INODE, name=name)[0] == ino
+    assert volume.errno("lookup", parent=TRASH_INODE, name=b"0.1") == errno.ENOENT
+    for member in due:  # As the inodes have it, for the judgement at the end.
+        volume.client.zadd(
+            f"{volume.key}:trash", {member: volume.client.zscore(f"{volume.key}:orphans", member) or DAY_MS}
+        )
+
+
+def test_without_a_trash_there_is_no_directory_of_it(volume: Volume) -> None:
+    assert volume.errno("lookup", parent=1, name=TRASH_NAME) == errno.ENOENT
 
 
 def test_what_cannot_be_restored(kept: Volume) -> None:

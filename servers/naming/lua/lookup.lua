@@ -2,6 +2,8 @@
 read('lookup', { parent = 'ino', name = 'bytes' }, function(c, a)
   local ino = c:entry(a.parent, a.name)
   if ino then return { 0, ino, call('GET', c:key('i', ino)) } end
+  local hidden, attributes = c:hidden(a.parent, a.name)
+  if hidden then return { 0, hidden, attributes } end
   if #a.name > LIMIT.name then return { ENAMETOOLONG } end
   local _, problem = c:directory(a.parent)
   return { problem or ENOENT }

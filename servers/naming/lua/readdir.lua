@@ -2,10 +2,10 @@
 -- Entries in the order of their cookies, from the first above `after`. An entry keeps its cookie
 -- as long as it is there, so a scan meets it once.
 read('readdir', { ino = 'ino', after = 'count', count = 'count' }, function(c, a)
-  local inode = c:inode(a.ino)
+  local inode, count = c:inode(a.ino), max(1, min(a.count, LIMIT.names))
+  if c:is_trash(a.ino) then return c:list_trash(a.after, count) end
   if not inode then return { ESTALE } end
   if not is(inode[MODE], S_IFDIR) then return { ENOTDIR } end
-  local count = max(1, min(a.count, LIMIT.names))
   local names = call('ZRANGEBYSCORE', c:key('n', a.ino), '(' .. text(a.after), '+inf', 'LIMIT', 0, count)
   local reply = { 0, #names < count and 1 or 0 }
   if #names == 0 then return reply end
