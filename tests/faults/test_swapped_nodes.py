@@ -15,6 +15,7 @@ MIB = 1024 * 1024
 
 @pytest.mark.timeout(120)
 @pytest.mark.fault("S18")
+@pytest.mark.long
 def test_nodes_that_swap_addresses_are_never_confused() -> None:
     """No error, no replica is called missing or damaged, and what is written meanwhile is where the metadata says."""
     with Cluster(4, CHUNK_SIZE=str(MIB), REPLICATION_FACTOR="2") as cluster:

@@ -30,6 +30,7 @@ from servers.protocol.storage_api import ExtentHeader
 log = logging.getLogger(__name__)
 
 KEPT = 3
+COPIES_MIN = 2
 PARTS_AT_ONCE_MAX = 16
 """Of a tail, in one turn of its job."""
 PUT_SECONDS = 60.0
@@ -57,6 +58,8 @@ class Snapshots:
         wait_ms = self._interval_ms if self._is_followed(known) else self._apart_ms
         if (known and now_ms - known[-1] < wait_ms) or time.monotonic() < self._not_before:
             return
+        if len(alive(await self._service.nodes())) < min(COPIES_MIN, replicas):
+            return  # Redis need not fork for what nobody could take.
         self._not_before = time.monotonic() + self._apart_ms / 1000
         (number,) = await store.ask("snapshot")
         self._under_way = number
@@ -165,5 +168,5 @@ class Snapshots:
                 stored += 1
             except DcsError as error:
                 problems.append(error)
-        if stored < min(2, replicas):
+        if stored < min(COPIES_MIN, replicas):
             raise problems[0] if problems else DcsError("no storage node takes a snapshot of the metadata")
