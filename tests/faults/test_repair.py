@@ -1,6 +1,6 @@
 """Nodes die, are emptied and come back: what they held is where it should be again, and nobody notices.
 
-`DCS_TEST_REPAIR_FILES` and `DCS_TEST_REPAIR_ROUNDS` make the long form: 10,000 files, 20 times.
+`DCS_TEST_REPAIR_FILES` and `DCS_TEST_REPAIR_ROUNDS` make the long form: so many files more in each of 20 rounds.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def replicas_on_the_living(cluster: Cluster, away: Node) -> dict[str, int]:
     return counts
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(600 * ROUNDS)
 @pytest.mark.fault("S1")
 def test_a_node_that_dies_under_load_is_healed_in_time(four: Cluster, mount: Mount, writer: Writer) -> None:
     """No error, no long stall, and soon every extent has three copies again; when it is back, no more than three."""
