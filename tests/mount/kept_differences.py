@@ -32,6 +32,10 @@ def _only_times_moved_more(call: Call, plain: Outcome, mounted: Outcome) -> bool
     )
 
 
+def _is_of_a_directory(outcome: Outcome) -> bool:
+    return bool(outcome.seen) and isinstance(outcome.seen[0].now, Object) and outcome.seen[0].now.mode[0] == "d"
+
+
 def _keeps_setgid(call: Call, plain: Outcome, mounted: Outcome) -> bool:
     """All is the same, but that the plain file lost set-group-id without the group's right to execute."""
     pairs = [(a.now, b.now) for a, b in zip(plain.seen, mounted.seen, strict=True) if a != b]
@@ -52,6 +56,11 @@ KEPT = [
             call.verb in ("write", "pwrite", "copy_file_range") and _keeps_setgid(call, plain, mounted)
         ),
         leaves_setgid=True,
+    ),
+    Difference(
+        "where lseek may go in a directory, but for its beginning and where readdir has been",
+        "POSIX leaves it open; tmpfs has no end of a directory, the kernel takes one for FUSE",
+        lambda call, plain, mounted: call.verb == "lseek" and _is_of_a_directory(plain),
     ),
     Difference(
         "truncate to the size that a file has already moves its times",
