@@ -50,10 +50,10 @@ def _keeps_setgid(call: Call, plain: Outcome, mounted: Outcome) -> bool:
 
 KEPT = [
     Difference(
-        "set-group-id without the group's right to execute stays when somebody outside the group writes",
+        "set-group-id without the group's right to execute stays when somebody outside the group writes or cuts",
         "Linux takes it off a local file since 6.2, but does not ask a FUSE mount to",
         lambda call, plain, mounted: (
-            call.verb in ("write", "pwrite", "copy_file_range") and _keeps_setgid(call, plain, mounted)
+            call.verb in ("write", "pwrite", "copy_file_range", "truncate") and _keeps_setgid(call, plain, mounted)
         ),
         leaves_setgid=True,
     ),
