@@ -40,7 +40,9 @@ class ThreeNodes(ExtentUser):
         for node in self.nodes:
             node.wait_ready()
         room = 1 << 40
-        views = [NodeView(NodeNumber(n.number), n.name, n.address, "alive", room, 0, room, n.name) for n in self.nodes]
+        views = [
+            NodeView(NodeNumber(n.number), _uuid_of(n), n.address, "alive", room, 0, room, n.name) for n in self.nodes
+        ]
         super().__init__(views, SECRET, Limits())
 
     @staticmethod
@@ -64,6 +66,10 @@ class ThreeNodes(ExtentUser):
         await self.transport.close()
         for node in self.nodes:
             node.stop()
+
+
+def _uuid_of(node: Node) -> str:
+    return (node.data_dir / "node.uuid").read_text().strip()
 
 
 def _is_up(address: str) -> bool:
