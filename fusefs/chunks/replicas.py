@@ -9,13 +9,14 @@ values and the time it is given; asks nobody and never waits.
        └─answered, new address─┴────────────────────────────────┘
 
 A node that is not trusted is the last resort, never nothing: the mount may be wrong. One that only this
-mount does not trust is tried now and then where a copy would be left out without it.
+mount does not trust is tried now and then where a copy would be left out without it, and at once where a store
+would fail without it: when all have failed together, it was hardly they.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from servers.protocol.ids import NodeNumber
@@ -114,12 +115,17 @@ class Replicas:
         """The nodes that should be able to take so many bytes; what `choose_nodes` chooses from."""
         return [node for node in self._nodes.values() if self._should_take(node, length, now)]
 
-    def take_trials(self, length: int, now: float) -> list[NodeView]:
-        """Those that only this mount does not trust and whose turn for a trial it is; it is taken now."""
-        trials = [node for node in self._nodes.values() if self._may_try(node, length, now)]
-        for node in trials:
+    def take_trials(
+        self, count: int, length: int, now: float, *, without: Collection[NodeNumber] = (), in_need: bool = False
+    ) -> list[NodeView]:
+        """Up to `count` of those that only this mount does not trust, and whose turn for a trial it is; it is taken
+        now. Who is `in_need` waits for no turn."""
+        others = [node for node in self._nodes.values() if node.number not in without]
+        trials = [node for node in others if self._may_try(node, length, now, in_need)]
+        trials.sort(key=lambda node: self._of(node.number).tried_at)
+        for node in trials[:count]:
             self._of(node.number).tried_at = now
-        return trials
+        return trials[:count]
 
     def last_resorts_for_writing(self, length: int, now: float) -> list[NodeView]:
         """All other nodes, best first: to be asked when those that should be able are too few."""
@@ -140,10 +146,10 @@ class Replicas:
     def _should_take(self, node: NodeView, length: int, now: float) -> bool:
         return node.takes_copies and self._has_room(node, length, now) and self.is_trusted(node.number, now)
 
-    def _may_try(self, node: NodeView, length: int, now: float) -> bool:
+    def _may_try(self, node: NodeView, length: int, now: float, in_need: bool) -> bool:
         own = self._of(node.number)
         is_only_ejected = node.takes_copies and now < own.ejected_until and self._has_room(node, length, now)
-        return is_only_ejected and now >= own.tried_at + TRIAL_SECONDS
+        return is_only_ejected and (in_need or now >= own.tried_at + TRIAL_SECONDS)
 
     def _has_room(self, node: NodeView, length: int, now: float) -> bool:
         return node.free_bytes > length and now >= self._of(node.number).full_until

@@ -7,7 +7,8 @@ in `_wanted` and `_is_over` from what has happened; `_round` only acts.
       │ ├───▶ failed ──▶ another node is asked
       │ └───▶ straggling: the first one is long done ──▶ another node is asked, this one may still make it
       ▼
-    nobody left who should be able: those that failed this mount lately get a trial
+    nobody left who should be able: those that failed this mount lately get a trial, soon or, where too few
+                                    have it or work on it, at once
     nobody left to ask: done if they are enough, else the next round, until the deadline
 
 One task runs a `Storing`, its children the requests; the pieces must not change meanwhile.
@@ -57,7 +58,7 @@ class Storing:
     _tried: set[NodeNumber] = field(default_factory=set)
     """In this round."""
     _trials: set[NodeNumber] = field(default_factory=set)
-    """Those under way that failed this mount lately: they straggle soon."""
+    """Those under way that failed this mount lately, where others are enough: they straggle soon."""
     _errors: dict[NodeNumber, DcsError] = field(default_factory=dict)
     """In this round."""
     _news: trio.Event = field(default_factory=trio.Event)
@@ -161,11 +162,15 @@ class Storing:
             return []
         able = [n for n in self.replicas.candidates_for_writing(self.length, now) if n.number not in self._tried]
         chosen = choose_nodes(able, min(lacking, len(able)), self.length, self.chance, local=self.replicas.local)
-        if len(chosen) < lacking:
-            trials = [n for n in self.replicas.take_trials(self.length, now) if n.number not in self._tried]
-            self._trials.update(n.number for n in trials)
-            chosen += trials
         needed = self.enough - len(self.stored) - working - len(chosen)
+        if len(chosen) < lacking:
+            trials = self.replicas.take_trials(
+                lacking - len(chosen), self.length, now, without=self._tried, in_need=needed > 0
+            )
+            if needed <= 0:
+                self._trials.update(n.number for n in trials)
+            chosen += trials
+            needed -= len(trials)
         if needed > 0:
             others = self.replicas.last_resorts_for_writing(self.length, now)
             chosen += [n for n in others if n.number not in self._tried and n not in chosen][:needed]

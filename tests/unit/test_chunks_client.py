@@ -201,6 +201,21 @@ async def test_a_store_goes_on_when_a_node_is_back_in_time() -> None:
         assert trio.current_time() - began < 3.5
 
 
+async def test_a_store_that_all_nodes_failed_has_all_its_copies_when_they_are_back() -> None:
+    """Whoever's fault it was: that each is asked in its turn only would leave copies out that are to be had."""
+    async with cluster_of(3) as cluster:
+        cluster.set("resets", 1, 2, 3)
+
+        async def bring_back() -> None:
+            # Between two trials, which come soon after the start and every TRIAL_SECONDS then.
+            await trio.sleep(TRIAL_SECONDS + 1.0)
+            cluster.set("up", 1, 2, 3)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bring_back)
+            assert sorted((await cluster.store()).nodes) == [1, 2, 3]
+
+
 async def test_nodes_that_are_called_dead_are_the_last_resort() -> None:
     """The table may be old; a node that takes the extent is alive."""
     async with cluster_of(3) as cluster:

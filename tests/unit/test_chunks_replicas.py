@@ -75,11 +75,22 @@ def test_an_ejected_node_has_its_turn_for_a_trial_now_and_then(replicas: Replica
     for number in (ONE, TWO, THREE):
         replicas.failed(number, now=100)
     replicas.full(THREE, now=100)
-    assert [view.number for view in replicas.take_trials(1, 101)] == [1]
-    assert replicas.take_trials(1, 101 + TRIAL_SECONDS - 0.1) == []
-    assert [view.number for view in replicas.take_trials(1, 101 + TRIAL_SECONDS)] == [1]
+    assert [view.number for view in replicas.take_trials(3, 1, 101)] == [1]
+    assert replicas.take_trials(3, 1, 101 + TRIAL_SECONDS - 0.1) == []
+    assert [view.number for view in replicas.take_trials(3, 1, 101 + TRIAL_SECONDS)] == [1]
     replicas.answered(ONE)
-    assert replicas.take_trials(1, 110) == []
+    assert replicas.take_trials(3, 1, 110) == []
+
+
+def test_who_is_in_need_waits_for_no_turn_and_tries_no_node_twice(replicas: Replicas) -> None:
+    for number in NUMBERS:
+        replicas.failed(number, now=100)
+    assert [view.number for view in replicas.take_trials(1, 1, 101)] == [1]
+    found = replicas.take_trials(2, 1, 101.5, without={TWO}, in_need=True)
+    assert [view.number for view in found] == [3, 1], "whose last trial was longest ago comes first"
+    assert replicas.take_trials(3, 1, 102, without=set(NUMBERS), in_need=True) == []
+    replicas.answered(ONE)
+    assert [view.number for view in replicas.take_trials(3, 1, 102, in_need=True)] == [2, 3], "a trusted one needs none"
 
 
 def test_requests_that_fail_together_are_one_failure(replicas: Replicas) -> None:
