@@ -13,7 +13,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     outage_ms, alive_ms, safe, held,        waits to be confirmed
                                     brake, brake_off_ms, trash_ms,
                                     trash_bytes; stored_seq, the latest
-                                    change that the storage nodes have too
+                                    change that the storage nodes have too;
+                                    mark, for the tail of a snapshot
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,

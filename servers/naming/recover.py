@@ -26,6 +26,7 @@ from servers.naming.keyspace import prefix
 from servers.naming.lost_found import Found, LostFile, plan_files
 from servers.naming.redis_connection import Connection, connect
 from servers.naming.redis_snapshot import restore
+from servers.naming.redis_stream import ChangeStream
 from servers.naming.redis_url import Endpoint, RedisPlace, parse_redis_url
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
@@ -185,10 +186,12 @@ async def _fetch_tail(storage: StorageClient, held: dict[str, set[ExtentId]], se
     everything = set().union(*held.values())
     parts = tail_parts(seq, everything)
     stored = sum(is_tail(extent, seq) for extent in everything)
+    stream = ChangeStream()
     with changes.open("wb") as file:
         for number, part in enumerate(parts):
             try:
-                file.write(await _read(storage, held, part))
+                stream.feed(await _read(storage, held, part))
+                file.write(stream.take())
             except DcsError as error:
                 log.warning("%s", error)
                 parts = parts[:number]

@@ -4,7 +4,7 @@ They are extents of session 0, which no client ever has. An id's counter is a ch
 the snapshot has for itself, times 65,536, plus the part:
 
     0 to 32,767         the snapshot, cut into pieces: an RDB file of Redis
-    32,768 to 65,534    its tail: what Redis changed since, as it tells its replicas, each part whole transactions
+    32,768 to 65,534    its tail: what Redis changed since, as it tells its replicas, cut anywhere
     65,535              the manifest: stored when the snapshot's pieces are, so a snapshot with it is complete
 """
 

@@ -1,8 +1,9 @@
-"""The changes of a Redis as its replicas are told them: where they are cut, how far they go, and that they restore."""
+"""The changes of a Redis as its replicas are told them: where they end, and that they restore."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import hiredis
 import pytest
 import redis
 
+from servers.naming.background.metadata_tail import Tail
 from servers.naming.redis_feed import Feed, FeedBroken
 from servers.naming.redis_snapshot import restore
 from servers.naming.redis_stream import ChangeStream, NotAStream
@@ -25,45 +27,33 @@ def commands(*rows: tuple[bytes, ...]) -> bytes:
     return b"".join(hiredis.pack_command(row) for row in rows)  # type: ignore[arg-type]  # its stub says one-tuple
 
 
-def change(seq: int) -> bytes:
+def change(number: int) -> bytes:
     return commands(
         (b"MULTI",), (b"SET", KEY + b":i:1", b"\r\n*1\r\n$4\r\nEXEC\r\n" * 20),
-        (b"HSET", KEY + b":volume", b"files", b"3", b"seq", b"%d" % seq), (b"EXEC",),
+        (b"HSET", KEY + b":volume", b"files", b"3", b"seq", b"%d" % number), (b"EXEC",),
     )  # fmt: skip
 
 
-def test_it_is_cut_between_transactions_however_it_arrives() -> None:
-    """And tells the counter of what is whole, not of what is on its way."""
+def test_it_ends_between_transactions_however_it_arrives() -> None:
     chance = random.Random(4)
-    parts = [change(seq) for seq in range(11, 31)]
-    parts.insert(5, b"\n" + commands((b"PING",)))
+    parts = [change(number) for number in range(11, 31)]
+    parts.insert(5, commands((b"PING",)))
+    ends = set(itertools.accumulate(map(len, parts), initial=0))
     whole, taken = b"".join(parts), b""
-    stream, at = ChangeStream(KEY, 10), 0
-    assert stream.reached == 10
+    stream, at = ChangeStream(), 0
     while at < len(whole):
         step = chance.randint(1, 400)
         stream.feed(whole[at : at + step])
         at += step
         taken += stream.take()
-        done = sum(len(change(seq)) for seq in range(11, stream.reached + 1))
-        assert taken == whole[: len(taken)]
-        assert len(taken) - done in (0, len(parts[5]))
+        assert len(taken) == max(end for end in ends if end <= at)
     assert taken == whole
-    assert stream.reached == 30
 
 
-@pytest.mark.parametrize("end", [(b"FLUSHALL",), (b"flushdb", b"ASYNC"), (b"DEL", b"x", KEY + b":volume")])
-def test_nothing_of_the_volumes_end_is_taken(end: tuple[bytes, ...]) -> None:
-    stream = ChangeStream(KEY, 0)
-    stream.feed(change(1) + commands((b"MULTI",), (b"SET", b"a", b"b"), end, (b"EXEC",)) + change(2))
-    assert stream.is_over
-    assert stream.take() == change(1)
-    assert stream.reached == 1
-
-
-def test_what_is_no_stream_is_refused() -> None:
+@pytest.mark.parametrize("data", [b"-ERR no\r\n", b"?", b"*0\r\n"])
+def test_what_is_no_stream_is_refused(data: bytes) -> None:
     with pytest.raises(NotAStream):
-        ChangeStream(KEY, 0).feed(b"-ERR no\r\n")
+        ChangeStream().feed(change(1) + data)
 
 
 @pytest.fixture
@@ -132,12 +122,21 @@ def test_a_redis_restored_from_a_snapshot_and_the_changes_after_it_is_the_same(
         assert feed.seq == 300
         rdb.write_bytes(b"".join([piece async for piece in feed.snapshot()]))
         assert rdb.read_bytes().startswith(b"REDIS")
-        stream = ChangeStream(KEY, feed.seq)
-        assert await feed.read() == b""
+        tail, stored = Tail(300, 0, feed), b""
         for seq in range(301, 601):
             write(source, chance, seq)
-        while stream.reached < 600:
-            stream.feed(await feed.read(10))
+            if seq % 100 == 0:
+                source.hset("dcs:{v}:volume", "mark", f"the mark {seq}")
+                assert tail.is_due(seq)
+                await tail.fill(b"the mark %d" % seq, seq)
+                while tail.waiting:
+                    assert tail.stored < seq
+                    stored += tail.waiting[0]
+                    tail.is_stored()
+                assert tail.stored == seq
+                assert not tail.is_due(seq)
+        stream = ChangeStream()
+        stream.feed(stored + change(601)[:-5])
         changes.write_bytes(stream.take())
         digests.append(source.execute_command("DEBUG", "DIGEST"))
         source.shutdown(nosave=True)

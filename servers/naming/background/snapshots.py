@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import time
 
 from servers.naming.background.metadata_tail import Tail
 from servers.naming.redis_feed import Feed, FeedBroken
-from servers.naming.redis_stream import NotAStream
 from servers.naming.service import Service, alive
 from servers.protocol.checksum import block_sums
 from servers.protocol.errors import DcsError
@@ -31,8 +31,7 @@ log = logging.getLogger(__name__)
 
 KEPT = 3
 COPIES_MIN = 2
-PARTS_AT_ONCE_MAX = 16
-"""Of a tail, in one turn of its job."""
+MARK_BYTES = 16
 PUT_SECONDS = 60.0
 FIRST_BYTE_SECONDS = 30.0
 
@@ -87,7 +86,7 @@ class Snapshots:
         feed = await self._service.store.feed()
         try:
             parts, size, digest = await self._store_parts(number, feed, replicas)
-            tail = Tail(number, size, feed, self._service.store.key)
+            tail = Tail(number, size, feed)
             await self._store_tail(tail, replicas)
             uuid, name = self._service.store.volume_uuid, self._service.settings.volume
             manifest = Manifest(uuid, name, number, taken_s, parts, size, digest)
@@ -128,8 +127,10 @@ class Snapshots:
             self._follow(None)  # Another server has led meanwhile.
         elif tail is not None:
             try:
-                await self._store_tail(tail, replicas)
-            except (FeedBroken, NotAStream) as error:
+                await tail.keep_up()
+                if tail.is_due(seq):
+                    await self._store_tail(tail, replicas)
+            except FeedBroken as error:
                 log.warning("the changes after the snapshot of change %d end: %s", tail.snapshot, error)
                 if self._tail is tail:
                     self._follow(None)
@@ -140,15 +141,16 @@ class Snapshots:
             self._service.unstored_since = None
 
     async def _store_tail(self, tail: Tail, replicas: int) -> None:
-        """The nodes have all that Redis had changed when this was called, or very much of it."""
-        _, seq, *_ = await self._service.store.ask("snapshots")
-        for _ in range(PARTS_AT_ONCE_MAX):
-            if tail.parts >= TAIL_PARTS_MAX:
-                return
-            await tail.fill(seq)
-            if not tail.part:
-                return
-            await self._put(tail.snapshot, TAIL + tail.parts, tail.part, replicas)
+        """The nodes have all that Redis had changed when this was called, if nothing older was waiting."""
+        if not tail.waiting:
+            store, mark = self._service.store, secrets.token_hex(MARK_BYTES).encode()
+            _, seq, *_ = await store.ask(
+                "snapshots"
+            )  # Before: the mark may be written twice, and later changes between.
+            await store.ask("mark", mark=mark)
+            await tail.fill(mark, seq)
+        while tail.waiting and tail.parts < TAIL_PARTS_MAX:
+            await self._put(tail.snapshot, TAIL + tail.parts, tail.waiting[0], replicas)
             tail.is_stored()
 
     async def _put(self, number: int, part: int, data: bytes, replicas: int) -> None:

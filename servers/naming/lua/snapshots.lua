@@ -16,6 +16,12 @@ internal('snapshot', {}, {}, function(c)
   return { 0, c.seq }
 end)
 
+-- mark {mark} -> ; replicas see it behind all that was changed before
+internal('mark', {}, { mark = 'bytes' }, function(c, a)
+  call('HSET', c.K .. ':volume', 'mark', a.mark)
+  return { 0 }
+end)
+
 -- stored {seq} -> ; the nodes have all changes up to this one
 internal('stored', {}, { seq = 'count' }, function(c, a)
   call('HSET', c.K .. ':volume', 'stored_seq', text(a.seq))
