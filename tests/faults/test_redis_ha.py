@@ -215,49 +215,6 @@ def test_a_leader_that_slept_through_the_end_of_its_lease_does_nothing_more(
     assert leader_of(replicated, redis) not in (None, first)
 
 
-@pytest.mark.long
-@pytest.mark.fault("M8")
-def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_have(
-    replicated: ReplicatedCluster, redis: RedisGroup
-) -> None:
-    """The old primary, a naming server and a client here; all else there. The two sides live in turns:
-    the one that is stopped is, for the other, behind a cut. Here a change is made before anybody has noticed."""
-    before = redis.primary()
-    here = [before, replicated.namings[0]]
-    there = [*redis.replicas(), *redis.watchers, replicated.namings[1]]
-    with (
-        Ops(f"http://{replicated.addresses[0]}", replicated.secret) as isolated,
-        Ops(f"http://{replicated.addresses[1]}", replicated.secret) as other,
-    ):
-        isolated.open_session()
-        other.open_session()
-        for process in there:
-            process.pause()
-        before.ask("CONFIG", "SET", "min-replicas-to-write", "0")  # As in the first 10 s, while replicas seem to lag.
-        before.ask("CLIENT", "KILL", "TYPE", "replica")
-        change = isolated.mkdir(b"made-while-cut-off")
-        assert isolated.batch([change], deadline_ms=10_000) == [None], "neither success nor failure"
-        assert b"made-while-cut-off" in before.ask("HKEYS", "dcs:{main}:d:1").encode()
-        before.ask("CONFIG", "SET", "min-replicas-to-write", "1")
-        began = time.monotonic()
-        assert isolated.batch([isolated.read("lookup", parent=1, name=b"x")], deadline_ms=2000) == [None]
-        assert time.monotonic() - began < 5
-        for process in here:
-            process.pause()
-        for process in there:
-            process.resume()
-        assert redis.primary() is not before
-        assert [r and r[0] for r in other.batch([other.mkdir(b"made-there")])] == [0]
-        for process in here:
-            process.resume()
-        redis.mend()
-        wait_for(lambda: b"made-there" in isolated.names(), "the naming server has found the primary")
-        assert b"made-while-cut-off" not in isolated.names()
-        assert [r and r[0] for r in isolated.batch([change])] == [0], "done now, by the same number"
-        assert b"made-while-cut-off" in other.names()
-    assert not replicated.status()["safe_mode"]
-
-
 @pytest.mark.fault("M7")
 def test_a_failover_that_lost_what_was_acknowledged_is_loud_and_read_only() -> None:
     """The one replica that had it died with the primary: SAFE mode, and nothing is deleted."""

@@ -32,7 +32,7 @@ from typing import Any, Self
 import httpx
 
 from servers.protocol.names import escape
-from tests.support.processes import CHECKOUT, Process, base_environment, free_port, wait_for
+from tests.support.processes import CHECKOUT, Place, Process, base_environment, free_port, wait_for
 from tests.support.redis_ha import RedisGroup
 
 SECRET = "the-secret-of-a-test-cluster"
@@ -82,7 +82,7 @@ class Node(Process):
         return next((self.data_dir / "extents").glob(f"*/{extent}"), None)
 
     def extents(self) -> set[str]:
-        return {path.name for path in (self.data_dir / "extents").glob("*/*")}
+        return {name for _, _, names in os.walk(self.data_dir / "extents") for name in names}
 
 
 class Mount:
@@ -135,7 +135,7 @@ class Cluster:
         self.redis_port = free_port()
         self.redis_data = self.directory / "redis"
         naming_ports = [free_port() for _ in range(self.namings_at_start)]
-        self.addresses = [f"{self.host}:{port}" for port in naming_ports]
+        self.addresses = [f"{self._place_of_naming(i).host}:{port}" for i, port in enumerate(naming_ports, 1)]
         """Of the naming servers."""
         self.address = self.addresses[0]
         self.naming_url = f"http://{self.address}"
@@ -259,11 +259,15 @@ class Cluster:
     def _start_redis(self) -> None:
         self.redis.start()
 
+    def _place_of_naming(self, index: int) -> Place:
+        return Place(self.host)
+
     def _make_naming(self, index: int, port: int) -> Process:
-        command: list[str | Path] = [sys.executable, "-m", "servers.naming"]
+        place = self._place_of_naming(index)
+        command: list[str | Path] = [*place.through, sys.executable, "-m", "servers.naming"]
         return self._process(
-            "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"{self.host}:{port}"),
-            HOST=self.host, PORT=str(port), REDIS_URL=self._redis_url(),
+            "naming" if index == 1 else f"naming{index}", command, lambda: is_healthy(f"{place.host}:{port}"),
+            HOST=place.host, PORT=str(port), REDIS_URL=self._redis_url(),
         )  # fmt: skip
 
     def limit_disk(self, index: int, size: int) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,17 @@ def wait_for(fact: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) ->
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still not so: {what}"
         time.sleep(POLL_SECONDS)
     return value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a program listens, and a program that becomes the one it is told to run, there: such as nsenter."""
+
+    host: str = "127.0.0.1"
+    through: Sequence[str] = ()
+
+
+HERE = Place()
 
 
 class Process:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from servers.naming.redis_primary import SLOTS, slot_of
-from tests.support.processes import CHECKOUT, Process, base_environment, free_port, wait_for
+from tests.support.processes import CHECKOUT, HERE, Place, Process, base_environment, free_port, wait_for
 
 ASK_SECONDS = 2.0
 START_SECONDS = 60.0
@@ -23,10 +23,11 @@ class RedisServer(Process):
     """One redis-server, a Sentinel or a node of a Redis Cluster."""
 
     port: int
+    place: Place
 
     def ask(self, *command: str) -> str:
         """The answer as redis-cli prints it; "" when there is none in time."""
-        words = ["redis-cli", "-p", str(self.port), *command]
+        words = [*self.place.through, "redis-cli", "-h", self.place.host, "-p", str(self.port), *command]
         try:
             return (
                 subprocess.run(words, capture_output=True, timeout=ASK_SECONDS).stdout.decode(errors="replace").strip()
@@ -39,16 +40,20 @@ class RedisServer(Process):
         return self.is_running and self.ask("ROLE").startswith("master")
 
 
-def _server(directory: Path, name: str, *options: str) -> RedisServer:
+def _server(directory: Path, name: str, *options: str, place: Place = HERE) -> RedisServer:
     data, port = directory / name, free_port()
     data.mkdir()
     shutil.copy(CHECKOUT / "deploy/redis.conf", data)  # Sentinels have it rewritten.
     command: list[str | Path] = [
-        "redis-server", data / "redis.conf", "--include", CHECKOUT / "deploy/redis.ha.conf",
-        "--port", str(port), "--bind", "127.0.0.1", "--dir", data, *options,
+        *place.through, "redis-server", data / "redis.conf", "--include", CHECKOUT / "deploy/redis.ha.conf",
+        "--port", str(port), "--bind", place.host, "--protected-mode", "no", "--dir", data, *options,
     ]  # fmt: skip
+    return _at(place, port, name, command, directory)
+
+
+def _at(place: Place, port: int, name: str, command: Sequence[str | Path], directory: Path) -> RedisServer:
     server = RedisServer(name, command, base_environment(), directory / f"{name}.log", lambda: _answers(server))
-    server.port = port
+    server.place, server.port = place, port
     return server
 
 
@@ -101,14 +106,15 @@ class RedisGroup:
 
 
 class SentinelRedis(RedisGroup):
-    """A primary, two replicas, and three Sentinels."""
+    """A primary, two replicas, and three Sentinels; the first primary perhaps in another place."""
 
-    def __init__(self, directory: Path) -> None:
-        first = _server(directory, "redis1")
-        replicas = [_server(directory, f"redis{i}", "--replicaof", "127.0.0.1", str(first.port)) for i in (2, 3)]
-        sentinels = [_sentinel(directory, f"sentinel{i}", first.port) for i in (1, 2, 3)]
+    def __init__(self, directory: Path, place: Place = HERE, place_of_first: Place = HERE) -> None:
+        first = _server(directory, "redis1", place=place_of_first)
+        follow = ("--replicaof", place_of_first.host, str(first.port))
+        replicas = [_server(directory, f"redis{i}", *follow, place=place) for i in (2, 3)]
+        sentinels = [_sentinel(directory, f"sentinel{i}", first, place) for i in (1, 2, 3)]
         super().__init__([first, *replicas], sentinels)
-        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        hosts = ",".join(f"{place.host}:{sentinel.port}" for sentinel in sentinels)
         self.url = f"redis+sentinel://{hosts}/dcs"
 
     def start(self) -> None:
@@ -143,17 +149,15 @@ class SentinelRedis(RedisGroup):
         return found
 
 
-def _sentinel(directory: Path, name: str, primary_port: int) -> RedisServer:
+def _sentinel(directory: Path, name: str, primary: RedisServer, place: Place) -> RedisServer:
     data, port = directory / name, free_port()
     data.mkdir()
     text = (CHECKOUT / "deploy/sentinel.conf").read_text("ascii")
-    text = text.replace("port 26379", f"port {port}\nbind 127.0.0.1").replace("dir /tmp", f"dir {data}")
-    text = text.replace("redis1 6379", f"127.0.0.1 {primary_port}")
+    text = text.replace("port 26379", f"port {port}\nbind {place.host}").replace("dir /tmp", f"dir {data}")
+    text = text.replace("redis1 6379", f"{primary.place.host} {primary.port}")
     (data / "sentinel.conf").write_text(text)
-    command: list[str | Path] = ["redis-server", data / "sentinel.conf", "--sentinel"]
-    sentinel = RedisServer(name, command, base_environment(), directory / f"{name}.log", lambda: _answers(sentinel))
-    sentinel.port = port
-    return sentinel
+    command: list[str | Path] = [*place.through, "redis-server", data / "sentinel.conf", "--sentinel"]
+    return _at(place, port, name, command, directory)
 
 
 class ClusterRedis(RedisGroup):

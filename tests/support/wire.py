@@ -13,6 +13,8 @@ so flushes, the files it holds open on a mount. Needs root, iproute2 and iptable
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,7 +22,9 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, ReplicatedCluster
+from tests.support.processes import Place
+from tests.support.redis_ha import SentinelRedis
 
 COMMAND_SECONDS = 20.0
 DONE = "done"
@@ -81,11 +85,31 @@ class Wire:
             said.append(line)
         raise AssertionError(f"the shell of the network ended at: {command}")
 
+    @property
+    def far(self) -> Place:
+        """For a server that is to be at the far end."""
+        return Place(self._far_host, self.enter)
+
+    @contextmanager
+    def crossed(self) -> Iterator[None]:
+        """This thread makes its connections from the far end meanwhile, and starts its programs there."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        with open("/proc/thread-self/ns/net") as near, open(f"/proc/{self._shell.pid}/ns/net") as far:
+            assert libc.setns(far.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert libc.setns(near.fileno(), 0) == 0, os.strerror(ctypes.get_errno())
+
     # Faults, each for the time of a `with`. The addresses are host:port of servers.
 
     def cut(self, *addresses: str) -> _Rules:
         """No packet arrives, in either direction."""
         return self._rules([rule for a in addresses for rule in (f"OUTPUT {_to(a)} DROP", f"INPUT {_of(a)} DROP")])
+
+    def cut_all(self) -> _Rules:
+        """As `cut`, whoever it is from or for."""
+        return self._rules([f"OUTPUT -o {FAR_DEVICE} -j DROP", f"INPUT -i {FAR_DEVICE} -j DROP"])
 
     def lose_all_from(self, *addresses: str) -> _Rules:
         """What is sent arrives there, and nothing comes back: no answers, and no acknowledgements either."""
@@ -166,3 +190,16 @@ class WiredCluster(Cluster):
     def __init__(self, wire: Wire, nodes: int = 3, **settings: str) -> None:
         self.host = wire.host
         super().__init__(nodes, **settings)
+
+
+class SplitCluster(ReplicatedCluster):
+    """The first primary of Redis and a naming server are at the far end of a wire, as its one mount is to be: all
+    else is here, where the Sentinels are."""
+
+    def __init__(self, wire: Wire, nodes: int = 3, **settings: str) -> None:
+        self.host = wire.host
+        self._wire = wire
+        super().__init__(lambda path: SentinelRedis(path, Place(wire.host), wire.far), nodes, **settings)
+
+    def _place_of_naming(self, index: int) -> Place:
+        return self._wire.far if index == 1 else Place(self.host)
