@@ -61,6 +61,8 @@ class Feed:
             if place.db:
                 await feed._ask("SELECT", str(place.db))
             feed.seq = int(await feed._ask("HGET", key + b":volume", "seq") or 0)
+            if place.is_replicated and (await feed._ask("ROLE"))[0] != b"slave":
+                raise FeedBroken("Redis gives no snapshot: it is no replica any more, and Sentinels would count us")
             await feed._ask("REPLCONF", "capa", "eof")
             await feed._send("SYNC")
         except BaseException:

@@ -149,3 +149,12 @@ def test_a_redis_restored_from_a_snapshot_and_the_changes_after_it_is_the_same(
     assert target.execute_command("DEBUG", "DIGEST") == digests[0]
     assert target.hget("dcs:{v}:volume", "seq") == b"600"
     assert target.info("replication")["role"] == "master"
+
+
+def test_where_replicas_are_counted_only_a_replica_is_followed(ports: tuple[int, int]) -> None:
+    """One that has just become the primary would show us to the Sentinels, which forget no replica."""
+    primary = client_of(ports[0])
+    place, endpoint = RedisPlace("sentinel"), Endpoint("127.0.0.1", ports[0])
+    with pytest.raises(FeedBroken, match="no replica any more"):
+        asyncio.run(Feed.open(place, endpoint, KEY))
+    assert primary.info("replication")["connected_slaves"] == 0
