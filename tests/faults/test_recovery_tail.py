@@ -199,6 +199,46 @@ def test_where_changes_cannot_be_followed_another_snapshot_is_taken(cluster: Clu
     wait_for(lambda: lag_seconds(cluster) == 0, "there is no lag any more")
 
 
+@pytest.mark.fault("S19")
+def test_what_changes_is_stored_while_nodes_are_emptied(cluster: Cluster) -> None:
+    """On the two that are left."""
+    leaving = [str(node.number) for node in cluster.nodes[:2]]
+    for number in leaving:
+        cluster.dcs("drain", number)
+    cluster.dcs("mkdir", "/while-they-are-emptied")
+    wait_stored(cluster)
+    for number in leaving:
+        cluster.dcs("undrain", number)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.fault("M12")
+@pytest.mark.long
+def test_nodes_that_die_one_after_another_take_no_snapshot_along() -> None:
+    """Each death makes another due, while there is a node to take it. In the end Redis is lost, and all but the one
+    node that had nothing of the first snapshot."""
+    with Cluster(4, DEAD_AFTER_SECONDS="8", **SETTINGS) as cluster:
+        cluster.dcs("mkdir", "/early")
+        first = wait_stored(cluster)
+        holders = [node for node in cluster.nodes if f"0-{first * 65536 + 65535:x}" in node.extents()]
+        (left,) = [node for node in cluster.nodes if node not in holders]
+        holders[0].kill()
+        wait_for(lambda: latest_snapshot(cluster) > first, "another snapshot was taken", 60)
+        second = wait_stored(cluster)
+        holders[1].kill()
+        cluster.wait_state(holders[1], "dead")
+        cluster.dcs("mkdir", "/late")
+        assert wait_stored(cluster) == second, "there is no third node for another"
+        holders[2].kill()
+        for process in (cluster.naming, cluster.redis):
+            process.kill()
+        lose_redis(cluster)
+        said = recover(cluster, "--nodes", left.address)
+        assert f"Restored the snapshot of change {second}" in said
+        cluster.naming.start()
+        assert {row["name"] for row in cluster.dcs_json("ls", "/")} >= {"early", "late"}
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.fault("M12")
 @pytest.mark.long

@@ -5,7 +5,8 @@ See servers/protocol/snapshots.py for how it lies there, and servers/naming/reco
 snapshot is noted before its first part is stored, so none of its parts is garbage; one that fails, or that
 three later ones have replaced, is forgotten, and its parts are. While another is taken, the tail of the last one goes
 on; and the new one is complete only when its own tail has reached what there was by then. Where changes cannot be
-followed any more (Redis or the leader is another, the connection broke) another snapshot is taken.
+followed any more (Redis or the leader is another, the connection broke) another snapshot is taken. So it is when a
+node died that has a part, and there is another node for it: parts are not repaired.
 
 Two jobs of the leader: one takes snapshots, the other stores tails. Each has its turns one after the other.
 """
@@ -16,14 +17,17 @@ import hashlib
 import logging
 import secrets
 import time
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 
 from servers.naming.background.metadata_tail import Tail
 from servers.naming.redis_feed import Feed, FeedBroken
-from servers.naming.service import Service, alive
+from servers.naming.service import Service
 from servers.protocol.checksum import block_sums
 from servers.protocol.errors import DcsError
+from servers.protocol.ids import NodeNumber
 from servers.protocol.limits import CHUNK_BYTES_DEFAULT
-from servers.protocol.placement import choose_nodes
+from servers.protocol.placement import NodeView, choose_nodes
 from servers.protocol.snapshots import MANIFEST, TAIL, TAIL_PARTS_MAX, Manifest, part_id
 from servers.protocol.storage_api import ExtentHeader
 
@@ -35,6 +39,8 @@ MARK_BYTES = 16
 PUT_SECONDS = 60.0
 FIRST_BYTE_SECONDS = 30.0
 
+Holders = frozenset[NodeNumber]
+
 
 class Snapshots:
     def __init__(self, service: Service) -> None:
@@ -43,6 +49,8 @@ class Snapshots:
         self._interval_ms = int(settings.snapshot_interval_seconds * 1000)
         self._apart_ms = min(int(settings.snapshots_apart_seconds * 1000), self._interval_ms)
         self._not_before = 0.0
+        self._holders: defaultdict[int, set[Holders]] = defaultdict(set)
+        """Of the snapshot that is followed, and one under way: which nodes took a part together."""
         self._under_way = 0
         self._tail: Tail | None = None
         """Of the last snapshot, if this process took it and nothing came between."""
@@ -54,10 +62,11 @@ class Snapshots:
             return
         store = self._service.store
         now_ms, _, replicas, _, *known = await store.ask("snapshots")
-        wait_ms = self._interval_ms if self._is_followed(known) else self._apart_ms
+        nodes = await self._service.nodes()
+        wait_ms = self._interval_ms if self._is_followed(known, nodes) else self._apart_ms
         if (known and now_ms - known[-1] < wait_ms) or time.monotonic() < self._not_before:
             return
-        if len(alive(await self._service.nodes())) < min(COPIES_MIN, replicas):
+        if len(takers(nodes)) < min(COPIES_MIN, replicas):
             return  # Redis need not fork for what nobody could take.
         self._not_before = time.monotonic() + self._apart_ms / 1000
         (number,) = await store.ask("snapshot")
@@ -65,6 +74,7 @@ class Snapshots:
         try:
             tail = await self._take(number, now_ms // 1000, replicas)
         except BaseException:
+            self._holders.pop(number, None)
             await store.ask("snapshot_over", seq=number, keep=0)
             raise
         finally:
@@ -73,14 +83,19 @@ class Snapshots:
         await store.ask("snapshot_over", seq=0, keep=KEPT)
         await store.ask("stored", seq=tail.stored)
 
-    def _is_followed(self, known: list[int]) -> bool:
+    def _is_followed(self, known: Sequence[int], nodes: Sequence[NodeView]) -> bool:
+        """What changes after the last snapshot is stored, and no dead node is missed for any of it."""
         tail = self._tail
-        return tail is not None and tail.snapshot == known[-2] and not tail.is_long
+        if tail is None or tail.snapshot != known[-2] or tail.is_long:
+            return False
+        return not are_too_few(self._holders[tail.snapshot], nodes)
 
     def _follow(self, tail: Tail | None) -> None:
         if self._tail is not None:
             self._tail.close()
         self._tail = tail
+        kept = {self._under_way, tail.snapshot if tail else 0}
+        self._holders = defaultdict(set, {number: h for number, h in self._holders.items() if number in kept})
 
     async def _take(self, number: int, taken_s: int, replicas: int) -> Tail:
         feed = await self._service.store.feed()
@@ -156,19 +171,31 @@ class Snapshots:
     async def _put(self, number: int, part: int, data: bytes, replicas: int) -> None:
         """On as many nodes as are wanted, or at least on two, or on all there are."""
         service = self._service
-        nodes = alive(await service.nodes())
+        nodes = [node for node in takers(await service.nodes()) if node.free_bytes > len(data)]
         header = ExtentHeader(
             service.store.volume_uuid, 0, part, time.time_ns(), b"snapshot of the metadata", block_sums([data])
         )
-        stored, problems = 0, []
+        stored: set[NodeNumber] = set()
+        problems: list[DcsError] = []
         for node in choose_nodes(nodes, min(replicas, len(nodes)), len(data), service.chance):
             try:
                 await service.storage.put(
                     node.place, part_id(number, part), [data], header, sync=True,
                     deadline_seconds=PUT_SECONDS, first_byte_seconds=FIRST_BYTE_SECONDS,
                 )  # fmt: skip
-                stored += 1
+                stored.add(node.number)
             except DcsError as error:
                 problems.append(error)
-        if stored < min(COPIES_MIN, replicas):
+        if len(stored) < min(COPIES_MIN, replicas):
             raise problems[0] if problems else DcsError("no storage node takes a snapshot of the metadata")
+        self._holders[number].add(frozenset(stored))
+
+
+def are_too_few(holders: Iterable[Holders], nodes: Sequence[NodeView]) -> bool:
+    """Whether some part has lost a copy to a node's death, and there is a node that could take another."""
+    there = {node.number for node in nodes if node.state != "dead"}
+    return any(len(took & there) < min(len(took), len(takers(nodes))) for took in holders)
+
+
+def takers(nodes: Iterable[NodeView]) -> list[NodeView]:
+    return [node for node in nodes if node.takes_copies]
