@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -194,3 +195,25 @@ def test_an_emptied_disk_makes_a_new_node(rotting: Cluster, contents: tuple[Moun
     mount.remount()
     name = random.Random(SEED).choice(sorted(files))
     assert (mount.path / name).read_bytes() == files[name]
+
+
+@pytest.mark.long
+@pytest.mark.fault("S16")
+def test_a_node_whose_files_take_long_to_open_can_tell_what_it_holds(cluster: Cluster) -> None:
+    """S16: `dcs fsck` asks for little at a time, so that the node can answer in time."""
+    mount = cluster.mount()
+    for number in range(400):
+        (mount.path / f"{number}").write_bytes(b"x")
+    mount.unmount()
+    node = cluster.nodes[0]
+    node.restart()  # It has none of them open.
+    cluster.wait_alive(3)
+    delay = ["-e", "trace=openat", "-e", "inject=openat:delay_enter=30000"]
+    with subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", *delay, "-p", str(node.pid)]) as strace:
+        try:
+            wait_for(lambda: "TracerPid:\t0" not in Path(f"/proc/{node.pid}/status").read_text(), "strace is there")
+            began = time.monotonic()
+            assert cluster.dcs_json("fsck")["extents"] == 400
+            assert time.monotonic() - began > 10, "the files were opened, and that took long"
+        finally:
+            strace.terminate()
