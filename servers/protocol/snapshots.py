@@ -56,6 +56,11 @@ def is_part(extent: ExtentId) -> bool:
     return extent_session(extent) == NO_SESSION
 
 
+def is_older(extent: ExtentId, seq: int) -> bool:
+    """A part of a snapshot before that one."""
+    return is_part(extent) and extent < part_id(seq, 0)
+
+
 def complete(extents: Iterable[ExtentId]) -> list[int]:
     """The change numbers of the snapshots whose manifest is among the extents, the latest first."""
     counters = (int.from_bytes(extent[8:], "big") for extent in extents if is_part(extent))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from servers.naming.background.garbage import Brake, plan_collection
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.snapshots import MANIFEST, TAIL, part_id
 
 GRACE = 1_000
 extents = st.integers(1, 500).map(lambda n: extent_id(SessionNumber(1), n))
@@ -42,3 +43,14 @@ def test_the_brake_cannot_be_passed_in_slices() -> None:
     assert plan.due == ()
     assert "20 of 100" in plan.stopped
     assert len(plan_collection(100, since, GRACE, GRACE, Brake(0.2, 5)).due) == 3
+
+
+def test_the_brake_lets_old_snapshots_go_and_counts_those_that_nobody_knows_yet() -> None:
+    """After an hour of changes one has many parts. One later than all that are known means that something is wrong."""
+    parts = [part_id(70, n) for n in (0, MANIFEST, *range(TAIL, TAIL + 1800))]
+    since = dict.fromkeys(parts, 0)
+    assert set(plan_collection(3000, since, GRACE, GRACE, Brake(0.05, 100), oldest_snapshot=71).due) == set(parts)
+    for oldest in (0, 69, 70):
+        assert not plan_collection(3000, since, GRACE, GRACE, Brake(0.05, 100), oldest).due
+    since[extent_id(SessionNumber(1), 1)] = 0
+    assert "1 of 3000" in plan_collection(3000, since, GRACE, GRACE, Brake(0.0, 0), oldest_snapshot=71).stopped

@@ -23,6 +23,7 @@ from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
 from servers.protocol.placement import NodeView
+from servers.protocol.snapshots import is_older
 
 log = logging.getLogger(__name__)
 
@@ -101,16 +102,22 @@ class CollectionPlan:
 
 
 def plan_collection(
-    held: int, since_ms: Mapping[ExtentId, int], now_ms: int, grace_ms: int, brake: Brake | None
+    held: int,
+    since_ms: Mapping[ExtentId, int],
+    now_ms: int,
+    grace_ms: int,
+    brake: Brake | None,
+    oldest_snapshot: int = 0,
 ) -> CollectionPlan:
     """What to delete of a node that holds so many extents, these of them garbage, known since then.
 
-    The brake looks at all of the garbage, not only at what is due, so that nothing passes it in slices.
-    None: somebody has confirmed.
+    The brake looks at all of the garbage, not only at what is due, so that nothing passes it in slices; but for what
+    is of no use in any case, parts of snapshots older than all that are kept. None: somebody has confirmed.
     """
     due = tuple(extent for extent, since in since_ms.items() if now_ms - since >= grace_ms)
-    if due and brake is not None and len(since_ms) > brake.limit(held):
-        stopped = f"{len(since_ms)} of {held} extents are garbage: more than {brake.limit(held)}"
+    suspicious = sum(not is_older(extent, oldest_snapshot) for extent in since_ms)
+    if due and brake is not None and suspicious > brake.limit(held):
+        stopped = f"{suspicious} of {held} extents are garbage: more than {brake.limit(held)}"
         return CollectionPlan((), len(since_ms), stopped)
     return CollectionPlan(due, len(since_ms) - len(due), "")
 
@@ -135,13 +142,15 @@ class GarbageCollector:
         if held:
             return
         brake = self._brake if now_ms >= brake_off_ms else None
+        _, _, _, _, *known = await store.ask("snapshots")
+        oldest = min(known[::2], default=0)
         stopped: list[str] = []
         left: set[ExtentId] | None = set()
         for node in await self._service.nodes():
             try:
                 if node.state != "alive":
                     raise NodeFailed(f"it is {node.state}")
-                found = await self._visit(node, brake, stopped)
+                found = await self._visit(node, brake, oldest, stopped)
                 left = None if left is None else left | found
             except DcsError as error:
                 log.info("garbage on node %d waits: %s", node.number, error)
@@ -161,11 +170,13 @@ class GarbageCollector:
         for at in range(0, len(gone), SIGHT_EXTENTS):
             await self._service.store.ask("collected", gone=gone[at : at + SIGHT_EXTENTS])
 
-    async def _visit(self, node: NodeView, brake: Brake | None, stopped: list[str]) -> set[ExtentId]:
+    async def _visit(
+        self, node: NodeView, brake: Brake | None, oldest_snapshot: int, stopped: list[str]
+    ) -> set[ExtentId]:
         """The garbage that is left on the node; appends why the brake stopped, if it did."""
         held, since_ms = await self._look_through(node)
         now_ms = (await self._service.store.ask("deletions"))[0]
-        plan = plan_collection(held, since_ms, now_ms, self._grace_ms, brake)
+        plan = plan_collection(held, since_ms, now_ms, self._grace_ms, brake, oldest_snapshot)
         if plan.stopped:
             stopped.append(f"node {node.number}: {plan.stopped}")
         left = set(since_ms)
