@@ -29,6 +29,8 @@ SILENCE_SECONDS = 60.0
 """Redis says something at least every 10 s while it makes the snapshot."""
 LOOK_SECONDS = 0.2
 PIECE_BYTES = 256 * 1024
+UNREAD_BYTES_MAX = 64 * 1024
+"""In the kernel. So Redis soon finds that it cannot send, and does not try again with every change until we read."""
 _EOF_MARK_BYTES = 40
 
 
@@ -187,6 +189,23 @@ def _connect(place: RedisPlace, endpoint: Endpoint | None) -> socket.socket:
     elif endpoint is None:
         raise OSError("nobody says where Redis is")
     else:
-        sock = socket.create_connection((endpoint.host, endpoint.port), CONNECT_SECONDS)
+        sock = _connect_tcp(endpoint.host, endpoint.port)
     sock.setblocking(False)
     return sock
+
+
+def _connect_tcp(host: str, port: int) -> socket.socket:
+    """As socket.create_connection, with UNREAD_BYTES_MAX, which must be set before: tcp(7)."""
+    trouble: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(CONNECT_SECONDS)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNREAD_BYTES_MAX)
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            trouble = error
+        else:
+            return sock
+    raise trouble
