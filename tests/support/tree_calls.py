@@ -225,6 +225,8 @@ class Tree:
     def listdir(self, target: Target) -> list[tuple[bytes, str]]:
         """Names and kinds, as readdir(3) tells them."""
         found = []
+        if isinstance(target, int):
+            os.lseek(self._descriptor(target), 0, os.SEEK_SET)  # Where an lseek has left it is nobody's promise.
         with os.scandir(self._file(target)) as entries:
             for entry in entries:
                 is_directory, is_file = entry.is_dir(follow_symlinks=False), entry.is_file(follow_symlinks=False)
