@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from servers.protocol.ids import extent_session, parse_extent_text
 from servers.protocol.limits import MIB
 from tests.support.caller import Caller
 from tests.support.cluster import Cluster, Mount, Node
@@ -32,6 +33,9 @@ pytestmark = pytest.mark.long
 DISK_BYTES = 1024 * MIB
 ROUNDS = 3
 TRIES = 5
+CHUNK_BYTES = MIB
+"""Uploaded long before a node syncs by itself, also on a busy machine."""
+CHUNKS = 2
 SYNCED_SECONDS = 6.0
 STALL_SECONDS_MAX = 5.0
 OUTAGE_SECONDS_MAX = 15.0
@@ -232,8 +236,14 @@ def test_what_fsync_confirmed_survives_when_all_nodes_lose_power(
     assert len(synced) > 5
 
 
-def have_so_many(nodes: list[Node], wanted: list[int]) -> bool:
-    return all(len(node.extents()) >= count for node, count in zip(nodes, wanted, strict=True))
+def last_session(nodes: list[Node]) -> int:
+    """That has stored anything. What a later one stores is not mistaken for what is copied or deleted meanwhile."""
+    return max(extent_session(parse_extent_text(name)) for node in nodes for name in node.extents())
+
+
+def have_chunks_of_later(nodes: list[Node], session: int, count: int) -> bool:
+    found = [[parse_extent_text(name) for name in node.extents()] for node in nodes]
+    return all(sum(extent_session(extent) > session for extent in extents) >= count for extents in found)
 
 
 @pytest.mark.fault("S8")
@@ -242,15 +252,19 @@ def test_fsync_does_not_confirm_what_nodes_lost_before_it_came(
 ) -> None:
     """What was uploaded while the program wrote on is lost with the power of all nodes, and the mount has let go of
     it: the fsync afterwards is an error, not a promise. What only one node lost, others have."""
-    content = os.urandom(17 * MIB)
+    place = mount.path / "unsynced"
+    place.mkdir()
+    os.setxattr(place, "user.dcs.chunk_size", b"%d" % CHUNK_BYTES)
+    content = os.urandom(CHUNKS * CHUNK_BYTES + 1)  # The last byte waits for the fsync.
 
     def errno_after_power_loss(name: str, losers: list[Node]) -> int:
         mount.remount()  # Of the nodes that lost power before, a new mount thinks nothing bad.
-        wanted = [len(node.extents()) + 2 for node in powered.nodes]
+        before = last_session(powered.nodes)
         with Caller() as caller:
-            descriptor = caller.do("open", mount.path / name, os.O_WRONLY | os.O_CREAT)
+            descriptor = caller.do("open", place / name, os.O_WRONLY | os.O_CREAT)
             assert caller.do("write", descriptor, content) == len(content)
-            wait_for(partial(have_so_many, powered.nodes, wanted), "two chunks are on every node")
+            is_uploaded = partial(have_chunks_of_later, powered.nodes, before, CHUNKS)
+            wait_for(is_uploaded, f"{CHUNKS} chunks are on every node")
             power_cycle(powered, disks, losers)
             powered.wait_alive(3)
             synced: int = caller.call("fsync", descriptor).errno
@@ -262,11 +276,11 @@ def test_fsync_does_not_confirm_what_nodes_lost_before_it_came(
     for number in range(TRIES):
         found = errno_after_power_loss(f"by-all-{number}", powered.nodes)
         if found:
-            (mount.path / f"by-all-{number}").unlink()
+            (place / f"by-all-{number}").unlink()
             break
         # The nodes had synced by themselves: on a busy machine the power goes late.
         mount.remount()
-        assert (mount.path / f"by-all-{number}").read_bytes() == content
+        assert (place / f"by-all-{number}").read_bytes() == content
     assert found == errno.EIO
     mount.remount()
-    assert (mount.path / "by-one").read_bytes() == content
+    assert (place / "by-one").read_bytes() == content

@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.support.processes import wait_for
+
 FS_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), the same for ext4, xfs and f2fs."""
 NO_LOG_FLUSH = 2
@@ -57,7 +59,15 @@ class JournaledDisk:
     def come_back(self) -> None:
         if self.path.is_mount():
             self._run("umount", self.path)
+            # Who copied our mounts, as a container does that starts just now, still holds the file system that was
+            # shut down; mounted before that is over, the disk would be the same one again, and not have come back.
+            wait_for(lambda: not self._devices(), f"nobody has {self._image} any more", COMMAND_SECONDS)
         self._run("mount", "-o", "loop", self._image, self.path)
+
+    def _devices(self) -> bytes:
+        """The loop devices that show the image."""
+        command = ["losetup", "--associated", self._image]
+        return subprocess.run(command, check=True, capture_output=True, timeout=COMMAND_SECONDS).stdout
 
     @staticmethod
     def _run(*command: str | Path) -> None:
