@@ -18,14 +18,15 @@ from types import MappingProxyType
 import trio
 
 from fusefs.chunks.fetching import Fetching, ReportDamage
-from fusefs.chunks.limits import Limits
+from fusefs.chunks.limits import PAUSE_SECONDS_FIRST, PAUSE_SECONDS_MAX, Limits
 from fusefs.chunks.replicas import Replicas
 from fusefs.chunks.storing import Storing
 from servers.client.storage import StorageClient
 from servers.protocol.checksum import BlockSums, Buffer
-from servers.protocol.errors import DcsError, Unavailable
+from servers.protocol.errors import DcsError, TryAgain, Unavailable
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import BLOCK_BYTES, MIB
+from servers.protocol.placement import NodeView
 from servers.protocol.storage_api import BARRIER_EXTENTS_MAX, ExtentHeader
 
 ASKED_AGAIN_SECONDS = 1.0
@@ -154,19 +155,23 @@ class ExtentClient:
         *,
         extents: Mapping[NodeNumber, Sequence[ExtentId]] = MappingProxyType({}),
         enough: Callable[[set[NodeNumber]], bool] = lambda confirmed: False,
+        deadline: float = math.inf,
     ) -> set[NodeNumber]:
         """Those of the nodes that have all they took before this call on stable storage, and have lost none of the
         `extents` that they took: a node that lost power meanwhile does not know of what it took before.
 
-        Waits for all of them until the deadline; once `enough` says of those that confirmed that they
-        are, the others get a straggler's time, and none if they were in trouble already.
+        Waits for all of them until the deadline, which is not later than that of a write, and asks those again that
+        cannot be reached: they may be starting. Once `enough` says of those that confirmed that they are, the others
+        get a straggler's time, and none if they were in trouble already.
         """
         confirmed: set[NodeNumber] = set()
         waiting = set(nodes)
+        end_at = min(deadline, trio.current_time() + self._limits.write_deadline_seconds)
         async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = end_at
 
             async def ask(number: NodeNumber) -> None:
-                if await self._confirms(number, extents.get(number, ())):
+                if await self._confirms(number, extents.get(number, ()), end_at):
                     confirmed.add(number)
                 waiting.discard(number)
                 if enough(confirmed):
@@ -177,8 +182,10 @@ class ExtentClient:
 
             for number in waiting:
                 nursery.start_soon(ask, number)
+        now = trio.current_time()
         for number in waiting:
-            self._replicas.failed(number, trio.current_time())
+            if self._replicas.is_trusted(number, now):  # Others had no time to show that they are well.
+                self._replicas.failed(number, now)
         return confirmed
 
     def statistics(self) -> dict[str, int]:
@@ -195,19 +202,28 @@ class ExtentClient:
             **self._replicas.statistics(trio.current_time()),
         }
 
-    async def _confirms(self, number: NodeNumber, extents: Sequence[ExtentId]) -> bool:
-        node = self._replicas.node(number)
-        if node is None:
-            return False
-        try:
-            for at in range(0, max(len(extents), 1), BARRIER_EXTENTS_MAX):
-                some = extents[at : at + BARRIER_EXTENTS_MAX]
-                seconds = self._limits.write_deadline_seconds
-                await self._storage.barrier(node.place, extents=some, deadline_seconds=seconds)
-        except DcsError:
-            self._replicas.failed(number, trio.current_time())
-            return False
-        return True
+    async def _confirms(self, number: NodeNumber, extents: Sequence[ExtentId], end_at: float) -> bool:
+        pause = PAUSE_SECONDS_FIRST
+        while True:
+            node = self._replicas.node(number)
+            try:
+                if node is not None:
+                    await self._sync(node, extents, end_at)
+                    return True
+            except TryAgain:
+                self._replicas.failed(number, trio.current_time())
+            except DcsError:  # It has an answer, and no better one next time.
+                self._replicas.failed(number, trio.current_time())
+                return False
+            if trio.current_time() + pause >= end_at:
+                return False
+            await trio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+
+    async def _sync(self, node: NodeView, extents: Sequence[ExtentId], end_at: float) -> None:
+        for at in range(0, max(len(extents), 1), BARRIER_EXTENTS_MAX):
+            some = extents[at : at + BARRIER_EXTENTS_MAX]
+            await self._storage.barrier(node.place, extents=some, deadline_seconds=end_at - trio.current_time())
 
 
 async def _sums(pieces: Sequence[Buffer]) -> bytes:

@@ -71,9 +71,9 @@ class WriterParts:
 
     store: Store
     commit: Commit
-    barrier: Callable[[Mapping[NodeNumber, Sequence[ExtentId]], Callable[[set[NodeNumber]], bool]], Any]
+    barrier: Callable[[Mapping[NodeNumber, Sequence[ExtentId]], Callable[[set[NodeNumber]], bool], float], Any]
     """Returns those of the nodes that have all they took on stable storage, these extents among it; once they are
-    enough, others that hang are not waited for."""
+    enough, others that hang are not waited for, and none after the deadline."""
     budget: WriteBudget
     uploads: trio.CapacityLimiter
     nursery: trio.Nursery
@@ -139,6 +139,10 @@ class FileWriter:
         """Written and not committed."""
         self.mtime_ns = 0
         """Of the last write that is not committed; 0 when there is none."""
+        self._taken = 0
+        """How many writes were taken so far."""
+        self._stored = self._synced = 0
+        """How many of them, the first, a flush has stored and committed; and that on stable storage."""
         self.failures = 0
         """How many flushes failed so far; every handle is told of each once."""
         self.last_error: DcsError | None = None
@@ -177,6 +181,7 @@ class FileWriter:
         if offset + len(data) > FILE_BYTES_MAX:
             raise Refused(EFBIG, "write")
         self._appending = appending
+        self._taken += 1
         view, at = memoryview(data), 0
         for span in spans(offset, len(data), self._chunk_size):
             chunk = self._dirty.get(span.index)
@@ -252,9 +257,10 @@ class FileWriter:
     async def flush(self, *, sync: bool) -> None:
         """All that was written before is stored and committed; with `sync`, on stable storage.
 
-        Raises what went wrong; what was not stored stays, and the next flush tries again.
+        Raises what went wrong; what was not stored stays, and the next flush tries again. Who had to wait for another
+        flush, and finds that it has taken these writes along, does not wait for what others wrote meanwhile.
         """
-        now = trio.current_time()
+        now, taken = trio.current_time(), self._taken
         seconds = FLUSHED_AGAIN_SECONDS if now - self._timed_out_at < FLUSHED_AGAIN_SECONDS else FLUSH_DEADLINE_SECONDS
         deadline = now + seconds
         with trio.move_on_at(deadline) as waiting:
@@ -262,7 +268,7 @@ class FileWriter:
         if waiting.cancelled_caught:
             raise Unavailable(f"an earlier flush goes on for more than {seconds:g} s")
         try:
-            if self.is_dirty:
+            if self.is_dirty and taken > (self._synced if sync else self._stored):
                 await self._flush(sync, deadline)
         except DcsError as error:
             self._failed(error)
@@ -286,6 +292,7 @@ class FileWriter:
         log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
 
     async def _flush(self, sync: bool, deadline: float) -> None:
+        taken = self._taken
         for index in sorted(self._dirty):
             self._seal(index, sync=sync)
         batch = list(self._sealed)
@@ -301,10 +308,13 @@ class FileWriter:
         if any(sealed.uploading for sealed in batch):  # It goes on: the next flush may find it done.
             raise Unavailable("the storage nodes did not take all that was written in time")
         if sync:
-            await self._sync(batch)
+            await self._sync(batch, deadline)
         await self._commit(len(batch), deadline, synced=sync)
+        self._stored = taken
+        if sync:
+            self._synced = taken
 
-    async def _sync(self, batch: list[_Sealed]) -> None:
+    async def _sync(self, batch: list[_Sealed], deadline: float) -> None:
         """Brings to stable storage what was stored without. Raises Unavailable when too few replicas are."""
         unsynced = [s.stored for s in batch if s.stored is not None and not s.stored.synced]
         if not unsynced:
@@ -318,7 +328,8 @@ class FileWriter:
         for stored in unsynced:
             for node in stored.nodes:
                 extents.setdefault(node, []).append(stored.extent)
-        if not enough(await self._parts.barrier(extents, enough)):
+        deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
+        if not enough(await self._parts.barrier(extents, enough, deadline)):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
 
     async def _commit(self, count: int, deadline: float, *, synced: bool) -> None:

@@ -28,7 +28,7 @@ from fusefs.vfs.access_times import AccessTimes
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import ChunkMap
 from fusefs.vfs.file_reader import FileReader
-from fusefs.vfs.file_writer import FileWriter, WriterParts
+from fusefs.vfs.file_writer import COMMIT_SECONDS_MIN, FileWriter, WriterParts
 from fusefs.vfs.handles import FileHandle, HandleTable
 from fusefs.vfs.inodes import OpenInode
 from fusefs.vfs.write_budget import WriteBudget
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 
 NODE_SYNC_SECONDS = 7.0
 """A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
+NODES_PAUSE_SECONDS = 0.5
+"""Between two looks at the table of nodes while too few of them are known to live."""
 REGISTER_SECONDS = 0.5
 REGISTER_MAX = 1024
 TRIM_SECONDS = 10.0
@@ -300,9 +302,10 @@ class OpenFiles:
         """All of the file is on stable storage, also what others stored without."""
         file = self._files[handle]
         inode = file.inode
+        deadline = trio.current_time() + FLUSH_DEADLINE_SECONDS
         await self._flush(file, sync=True)
         if inode.attributes.unsynced_s * 1_000_000_000 + NODE_SYNC_SECONDS * 1e9 > self._session.now_ns():
-            await self._sync_everywhere()
+            await self._sync_everywhere(max(deadline, trio.current_time() + COMMIT_SECONDS_MIN))
 
     async def _flush(self, file: FileHandle, *, sync: bool) -> None:
         writer = file.inode.writer
@@ -316,21 +319,40 @@ class OpenFiles:
             if writer.last_error is not None:
                 raise writer.last_error
 
-    async def _sync_everywhere(self) -> None:
-        """Every node that is alive has all it took on stable storage; as many may fail as a write may do without."""
-        nodes = [node.number for node in self._replicas.nodes() if node.state == "alive"]
-        spare = max(0, self._session.facts.replicas - self._settings.min_write_replicas)
+    async def _sync_everywhere(self, deadline: float) -> None:
+        """Every node that is alive has all it took on stable storage; as many may fail as a write may do without.
 
-        def enough(confirmed: set[NodeNumber]) -> bool:
-            return len(confirmed) >= max(1, len(nodes) - spare)
+        Those that were not heard of late are asked too where too few were: nobody can be heard while the naming server
+        or Redis is away, and for a moment after that all seem to be silent, or dead.
+        """
+        replicas = self._session.facts.replicas
+        least = min(self._settings.min_write_replicas, replicas)
+        confirmed: set[NodeNumber] = set()
+        while True:
+            nodes = self._replicas.nodes()
+            asked = [node.number for node in nodes if node.state == "alive"]
+            if len(asked) < least:
+                asked = [node.number for node in nodes if node.state != "dead"]
+            needed = max(1, min(least, len(asked)), len(asked) - (replicas - least))
 
-        if not enough(await self._barrier(dict.fromkeys(nodes, ()), enough)):
-            raise Unavailable("too few storage nodes could bring the data to stable storage")
+            def enough(others: set[NodeNumber], lacking: int = needed - len(confirmed)) -> bool:
+                return len(others) >= lacking
+
+            left = dict.fromkeys((number for number in asked if number not in confirmed), ())
+            confirmed |= await self._barrier(left, enough, deadline)
+            if len(confirmed) >= needed:
+                return
+            if len(asked) == len(nodes) or trio.current_time() + NODES_PAUSE_SECONDS > deadline:
+                raise Unavailable("too few storage nodes could bring the data to stable storage")
+            await trio.sleep(NODES_PAUSE_SECONDS)
 
     async def _barrier(
-        self, extents: Mapping[NodeNumber, Sequence[ExtentId]], enough: Callable[[set[NodeNumber]], bool]
+        self,
+        extents: Mapping[NodeNumber, Sequence[ExtentId]],
+        enough: Callable[[set[NodeNumber]], bool],
+        deadline: float,
     ) -> set[NodeNumber]:
-        return await self._extents.barrier(list(extents), extents=extents, enough=enough)
+        return await self._extents.barrier(list(extents), extents=extents, enough=enough, deadline=deadline)
 
     async def release(self, handle: int) -> None:
         """The last close: nobody waits for it. What could not be stored is tried again for a while."""

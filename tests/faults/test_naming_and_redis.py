@@ -188,6 +188,25 @@ def test_redis_hanging_for_two_minutes_is_an_error_in_time_and_soon_over(mounted
 
 
 @pytest.mark.long
+@pytest.mark.fault("M2")
+def test_fsync_goes_on_when_no_node_could_be_heard_of_late(mounted: Cluster) -> None:
+    """For a moment after the naming server or Redis was away all nodes seem silent. They are there, and are asked."""
+    naming = mounted.naming
+    naming.environment["SUSPECT_AFTER_SECONDS"] = "0.001"
+    try:
+        naming.restart()
+        mount = mounted.mount("unheard")  # Begins with that table of nodes.
+        with opened(mount.path / "synced", os.O_WRONLY | os.O_CREAT) as descriptor:
+            os.write(descriptor, b"stored, and not synced, by a close of another descriptor")
+            os.close(os.dup(descriptor))
+            os.fsync(descriptor)
+        mount.unmount()
+    finally:
+        del naming.environment["SUSPECT_AFTER_SECONDS"]
+        naming.restart()
+        mounted.wait_alive(3)
+
+
 @pytest.mark.timeout(120)
 @pytest.mark.fault("M6")
 def test_what_was_appended_as_redis_hung_is_there_once_when_it_goes_on(mounted: Cluster, mount: Mount) -> None:

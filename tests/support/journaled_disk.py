@@ -66,7 +66,7 @@ class JournaledDisk:
 
     def _devices(self) -> bytes:
         """The loop devices that show the image."""
-        command = ["losetup", "--associated", self._image]
+        command: list[str | Path] = ["losetup", "--associated", self._image]
         return subprocess.run(command, check=True, capture_output=True, timeout=COMMAND_SECONDS).stdout
 
     @staticmethod

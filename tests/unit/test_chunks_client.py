@@ -395,7 +395,24 @@ async def test_no_bytes_of_elsewhere_in_the_extent() -> None:
 async def test_a_barrier_names_those_that_confirmed() -> None:
     async with cluster_of(3) as cluster:
         cluster.set("resets", 2)
-        assert await cluster.client.barrier([NodeNumber(n) for n in (1, 2, 3, 77)]) == {1, 3}
+        nodes = [NodeNumber(n) for n in (1, 2, 3, 77)]
+        assert await cluster.client.barrier(nodes, enough=lambda confirmed: len(confirmed) >= 2) == {1, 3}
+
+
+async def test_a_barrier_waits_for_a_node_that_starts_and_not_for_one_that_lost_something() -> None:
+    async with cluster_of(3) as cluster:
+        cluster.set("resets", 2)
+        cluster.set("broken", 3)
+
+        async def bring_back() -> None:
+            await trio.sleep(1.0)
+            cluster.set("up", 2)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bring_back)
+            began = trio.current_time()
+            assert await cluster.client.barrier([NodeNumber(n) for n in (1, 2, 3)]) == {1, 2}
+        assert 0.9 < trio.current_time() - began < 3.5
 
 
 async def test_a_barrier_that_has_enough_gives_a_hung_node_two_seconds_once() -> None:

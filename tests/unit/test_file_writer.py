@@ -71,7 +71,7 @@ class MadeUp:
 def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, WriteBudget]:
     budget = WriteBudget(1 << 20, lambda: None)
 
-    async def barrier(nodes: object, enough: object) -> set[NodeNumber]:
+    async def barrier(nodes: object, enough: object, deadline: float) -> set[NodeNumber]:
         return set(NODES)
 
     def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
@@ -236,6 +236,40 @@ def test_nobody_waits_longer_for_another_flush_than_for_his_own() -> None:
 
     in_virtual_time(body)
     assert len(world.commits) == 1
+
+
+async def test_who_waited_for_anothers_flush_that_took_his_writes_along_is_done() -> None:
+    """Of many who sync one file each waits for two flushes at most, not for all that others write meanwhile."""
+    world = MadeUp()
+    gates = [trio.Event() for _ in range(3)]
+
+    async def pass_gate() -> None:
+        await gates[len(world.commits)].wait()
+
+    world.before_commit = pass_gate
+    done: list[str] = []
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+
+        async def sync(who: str) -> None:
+            await writer.write(ord(who), who.encode())
+            await writer.flush(sync=True)
+            done.append(who)
+
+        for who in "abc":
+            nursery.start_soon(sync, who)
+            await trio.testing.wait_all_tasks_blocked()
+        gates[0].set()
+        await trio.testing.wait_all_tasks_blocked()
+        await writer.write(0, b"later than all")
+        gates[1].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(done) == ["a", "b", "c"]
+        assert writer.is_dirty
+        gates[2].set()
+        await writer.flush(sync=True)
+        assert not writer.is_dirty
+    assert len(world.commits) == 3
 
 
 async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:
