@@ -37,11 +37,14 @@ def source_of(segments: list[Segment], made: dict[ExtentId, list[tuple[ExtentId,
     return shown
 
 
-@given(segments=lists(), runs_max=st.integers(1, 5), leave=st.integers(0, 4))
-def test_the_same_bytes_are_shown_in_the_same_places(segments: list[Segment], runs_max: int, leave: int) -> None:
+@given(segments=lists(), runs_max=st.integers(1, 5), longest=st.integers(2, 40), leave=st.integers(0, 4))
+def test_the_same_bytes_are_shown_in_the_same_places(
+    segments: list[Segment], runs_max: int, longest: int, leave: int
+) -> None:
     """Whichever of the runs were made."""
-    runs = plan_runs(segments, runs_max)
+    runs = plan_runs(segments, runs_max, longest)
     assert len(runs) <= runs_max
+    assert all(len(run.segments) <= longest for run in runs)
     made, content = {}, {}
     for number, run in enumerate(runs):
         assert len(run.segments) > 1
@@ -56,3 +59,19 @@ def test_the_same_bytes_are_shown_in_the_same_places(segments: list[Segment], ru
     assert source_of(result, content) == source_of(segments, {})
     assert len(result) == len(segments) - sum(len(runs[number].segments) - 1 for number in made)
     assert all(a.end <= b.offset for a, b in itertools.pairwise(result))
+
+
+def test_a_file_that_is_appended_to_for_long_is_copied_a_few_times_and_not_each_time() -> None:
+    """And its list stays short: 10,000 pieces, of which a hundred come between two looks."""
+    segments: list[Segment] = []
+    at = copied = 0
+    for number in range(10_000):
+        segments.append(Segment(at, extent_id(SessionNumber(1), number + 1), 0, 100, (NodeNumber(1),)))
+        at += 100
+        if number % 100 == 99:
+            runs = plan_runs(segments)
+            made = {n: (extent_id(SessionNumber(2), number + n), [NodeNumber(1)]) for n in range(len(runs))}
+            segments = compacted(segments, made, runs)
+            copied += sum(run.length for run in runs)
+            assert len(segments) < 20
+    assert copied < 10 * at

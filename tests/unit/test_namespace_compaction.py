@@ -34,8 +34,11 @@ def runs(session: Session) -> list[Segment]:
 
 
 def compact(session: Session, ino: int, digest: bytes, segments: list[Segment]) -> int:
+    """The eight segments that the chunk had."""
     made = [part for s in segments for part in (s.extent, pack_nodes(s.nodes))]
-    (done,) = session.call("compact", ino=ino, index=0, seen=digest, segments=pack_segments(segments), made=made)
+    (done,) = session.call(
+        "compact", ino=ino, index=0, seen=digest, count=8, segments=pack_segments(segments), made=made
+    )
     return int(done)
 
 
@@ -69,6 +72,22 @@ def test_what_was_written_meanwhile_wins(long: tuple[Volume, Session, int]) -> N
     assert compact(session, ino, digest, new) == 0
     assert volume.chunks(ino) == before
     assert volume.condemned() == condemned | {s.extent for s in new}
+
+
+def test_what_was_appended_meanwhile_follows(long: tuple[Volume, Session, int]) -> None:
+    """A log that is written all the time is compacted, too."""
+    volume, session, ino = long
+    digest, appended = seen(volume, ino), [session.segment(85, 10), session.segment(95, 5)]
+    for segment in appended:
+        session.commit(ino, {0: [segment]})
+    assert not volume.client.exists(f"{volume.key}:purge"), "what only goes on lets nothing go"
+    new, stored = runs(session), volume.attributes(ino).stored_bytes
+    assert compact(session, ino, digest, new) == 1
+    assert volume.chunks(ino) == {0: new + appended}
+    assert volume.attributes(ino).stored_bytes == stored
+    volume.reclaim()
+    assert len(volume.condemned()) == 8
+    assert volume.status()["extents"] == 4
 
 
 def test_a_file_that_is_gone_is_no_error(long: tuple[Volume, Session, int]) -> None:

@@ -1,9 +1,10 @@
 """Chunks that were written in many small pieces become few extents again.
 
 A storage node reads the pieces and stores them as one new extent, other nodes copy it, and one change in
-Redis puts it in the place of exactly the pieces that were seen; when somebody wrote meanwhile it does nothing,
-and the new extent is condemned. Readers with the old map read the old extents for as long as those are kept,
-and then ask for the map again. A naming server that dies on the way leaves garbage.
+Redis puts it in the place of exactly the pieces that were seen; what was appended meanwhile follows it. When
+somebody wrote over them it does nothing, and the new extent is condemned. Readers with the old map read the old
+extents for as long as those are kept, and then ask for the map again. A naming server that dies on the way leaves
+garbage.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ class Compaction:
                 made[number] = (await self._service.new_extent(), [])
                 await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas)
         except DcsError:
-            await self._commit(ino, index, b"", [], made)
+            await self._commit(ino, index, b"", 0, [], made)
             raise
-        if await self._commit(ino, index, seen, compacted(segments, made, runs), made):
+        if await self._commit(ino, index, seen, len(segments), compacted(segments, made, runs), made):
             self.compacted += 1
             log.info("chunk %d of inode %d: %d segments are %d extents now", index, ino, len(segments), len(runs))
         else:
@@ -112,13 +113,13 @@ class Compaction:
                 raise NodeFailed(f"node {other.number}: {done.failed.get(extent, 'no copy')}")
 
     async def _commit(
-        self, ino: InodeNumber, index: int, seen: bytes, segments: list[Segment],
+        self, ino: InodeNumber, index: int, seen: bytes, count: int, segments: list[Segment],
         made: dict[int, tuple[ExtentId, list[NodeNumber]]],
     ) -> bool:  # fmt: skip
-        """Whether the chunk was as `seen`, and is as it should be now."""
+        """Whether the chunk began as `seen`, with so many segments, and is as it should be now."""
         flat = [part for extent, nodes in made.values() if nodes for part in (extent, pack_nodes(nodes))]
         reply = await self._service.change(
-            "compact", ino=ino, index=index, seen=seen, segments=pack_segments(segments), made=flat
+            "compact", ino=ino, index=index, seen=seen, count=count, segments=pack_segments(segments), made=flat
         )
         return bool(reply[0])
 

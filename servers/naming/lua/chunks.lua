@@ -125,6 +125,15 @@ function Call:aside(ino)
   return self.K .. ':' .. self.aside_name
 end
 
+-- Whether nothing of `old` has changed in `new`, which goes on after it: what is only appended to lets nothing go.
+local function goes_on(new, old)
+  if #new < #old then return false end
+  for i = 1, #old do
+    if new[i] ~= old[i] then return false end
+  end
+  return true
+end
+
 -- Replaces what chunk `index` shows. Returns by how many bytes the stored size changed.
 function Call:set_chunk(ino, index, old, new)
   local key, field = self:key('m', ino), text(index)
@@ -135,6 +144,7 @@ function Call:set_chunk(ino, index, old, new)
   elseif #old >= 5 * LIMIT.long then
     call('ZREM', self.K .. ':long', string.format('%d:%d', ino, index))
   end
+  if goes_on(new, old) then return covered_bytes(new) - covered_bytes(old) end
   if #old > 5 * LIMIT.let_go then
     call('HSET', self:aside(ino), field, pack(old))
   else

@@ -43,28 +43,41 @@ local function same(one, other)
   return true
 end
 
--- compact {ino, index, seen, segments, made: extent, nodes, ...} -> 1 done, 0 the chunk is another by now
--- Replaces exactly the segments whose SHA-1 is `seen` by `segments`, which show the same bytes: nothing else
--- changes, no time either, but the data version, so that readers learn where the bytes are. Otherwise what was
--- made for it is condemned.
-local WANTS = { ino = 'ino', index = 'count', seen = 'bytes', segments = 'list', made = 'list' }
+-- The first `count` segments, and those that follow.
+local function divided(segments, count)
+  local first, rest = {}, {}
+  for i = 1, #segments do
+    if i <= 5 * count then first[i] = segments[i] else rest[i - 5 * count] = segments[i] end
+  end
+  return first, rest
+end
+
+-- compact {ino, index, seen, count, segments, made: extent, nodes, ...} -> 1 done, 0 the chunk is another by now
+-- Replaces exactly the first `count` segments, whose SHA-1 is `seen`, by `segments`, which show the same bytes: nothing
+-- else changes, no time either, but the data version, so that readers learn where the bytes are. What was appended
+-- meanwhile follows. Where those are others by now, what was made for them is condemned.
+local WANTS = { ino = 'ino', index = 'count', seen = 'bytes', count = 'count', segments = 'list', made = 'list' }
 mutation('compact', {}, WANTS, function(c, a)
   local problem = check_unused(a.made)
   if problem then return problem end
   local inode, blob = c:inode(a.ino), call('HGET', c:key('m', a.ino), text(a.index))
-  if not inode or not blob or redis.sha1hex(blob) ~= a.seen then
+  local old = blob and unpack_value(blob) or {}
+  local replaced, rest = divided(old, a.count)
+  if not inode or redis.sha1hex(pack(replaced)) ~= a.seen then
     condemn_unused(c, a.made)
     return c:done('compact', { a.ino }, {}, 0)
   end
-  local old, chunks = unpack_value(blob), { a.index, a.segments }
+  local chunks = { a.index, a.segments }
   problem = check_chunks(chunks, inode[CHUNK], inode[SIZE])
   if problem then return problem end
-  if not same(runs_of(old), runs_of(a.segments)) then return EINVAL end
+  if not same(runs_of(replaced), runs_of(a.segments)) then return EINVAL end
   local owners
   owners, problem = owners_of(c, a.ino, chunks)
   if not owners then return problem end
+  local new = a.segments
+  for i = 1, #rest do new[#new + 1] = rest[i] end
   reference(c, owners, inode[REPLICAS])
-  c:set_chunk(a.ino, a.index, old, a.segments)
+  c:set_chunk(a.ino, a.index, old, new)
   inode[VERSION] = c:next_seq()
   c:keep(a.ino)
   return c:done('compact', { a.ino }, {}, 1)
