@@ -76,6 +76,8 @@ COPIES_LEFT_MIN = 2
 """A surplus copy is deleted only while so many others can be reached, or all of fewer."""
 RETRY_SECONDS = 10.0
 MOVED = 1
+SHOWN = 1
+"""What `known` says of an extent that a file shows."""
 UNSEEN = Outlook({}, frozenset(), frozenset(), frozenset(), is_paused=False)
 
 
@@ -364,11 +366,12 @@ class Repair:
             log.info("node %d does not fetch copies now: %s", to.number, error)
             self._refuse(batch, UNREACHED_SECONDS if isinstance(error, TryAgain) else REFUSED_SECONDS)
             return
-        for extent, source, why in done.damaged:
-            if source in views:
-                await self._report_damage(extent, views[source], why)
         stored = [copy for copy in batch if copy.held.extent in done.stored]
-        self._refuse((copy for copy in batch if copy.held.extent not in done.stored), REFUSED_SECONDS)
+        gone = await self._forget_gone([copy.held.extent for copy in batch if copy.held.extent not in done.stored])
+        for extent, source, why in done.damaged:
+            if source in views and extent not in gone:
+                await self._report_damage(extent, views[source], why)
+        self._refuse((c for c in batch if c.held.extent not in gone.union(done.stored)), REFUSED_SECONDS)
         self.copies += len(stored)
         self.copied_bytes += sum(copy.held.length for copy in stored)
         again = [(copy.held.extent, to.number) for copy in stored if copy.in_place]
@@ -379,6 +382,16 @@ class Repair:
         for copy in stored:
             if copy.in_place:
                 self._queue.pop(copy.held.extent, None)
+
+    async def _forget_gone(self, extents: Sequence[ExtentId]) -> set[ExtentId]:
+        """Those of them that no file shows any more: rewritten or removed while they waited here."""
+        if not extents:
+            return set()
+        verdicts = await self._service.store.ask("known", extents=extents)
+        gone = {extent for extent, verdict in zip(extents, verdicts, strict=True) if verdict != SHOWN}
+        for extent in gone:
+            self._queue.pop(extent, None)
+        return gone
 
     def _refuse(self, copies: Iterable[Copy], seconds: float) -> None:
         """These are not tried again for so long."""
