@@ -1,4 +1,4 @@
-"""A cluster and a mount for the tests of a module, which leave both healthy."""
+"""A cluster and a mount for the tests of a module, which leave both healthy; and a wire, for those that need one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.cluster import Cluster, Mount
+from tests.support.wire import Wire
 
 
 @pytest.fixture(scope="module")
@@ -23,3 +24,9 @@ def mounted() -> Iterator[Cluster]:
 @pytest.fixture(scope="module")
 def mount(mounted: Cluster) -> Mount:
     return mounted.mount()
+
+
+@pytest.fixture(scope="module")
+def wire() -> Iterator[Wire]:
+    with Wire() as wire:
+        yield wire

@@ -23,12 +23,6 @@ FILE_MIB = 64
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with Wire() as wire:
-        yield wire
-
-
-@pytest.fixture(scope="module")
 def wired(wire: Wire) -> Iterator[WiredCluster]:
     with WiredCluster(wire) as cluster:
         yield cluster

@@ -34,12 +34,6 @@ FILE_MIB = 96
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with Wire() as wire:
-        yield wire
-
-
-@pytest.fixture(scope="module")
 def wired(wire: Wire) -> Iterator[WiredCluster]:
     """Three nodes. At the end no extent is missing, and none is left that no file shows."""
     with WiredCluster(wire, SESSION_LEASE_SECONDS=str(LEASE_SECONDS)) as cluster:

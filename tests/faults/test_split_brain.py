@@ -36,12 +36,6 @@ LAG_SECONDS_MAX = 10.0
 
 
 @pytest.fixture(scope="module")
-def wire() -> Iterator[Wire]:
-    with Wire() as wire:
-        yield wire
-
-
-@pytest.fixture(scope="module")
 def split(wire: Wire) -> Iterator[SplitCluster]:
     """At the end nothing is missing, and nothing is left that no file shows."""
     with SplitCluster(wire, SESSION_LEASE_SECONDS=str(LEASE_SECONDS)) as cluster:
