@@ -119,7 +119,7 @@ class Replicas:
         self, count: int, length: int, now: float, *, without: Collection[NodeNumber] = (), in_need: bool = False
     ) -> list[NodeView]:
         """Up to `count` of those that only this mount does not trust, and whose turn for a trial it is; it is taken
-        now. Who is `in_need` waits for no turn."""
+        now. Who is `in_need` waits for no turn, and takes suspects too: after the naming server was away all are."""
         others = [node for node in self._nodes.values() if node.number not in without]
         trials = [node for node in others if self._may_try(node, length, now, in_need)]
         trials.sort(key=lambda node: self._of(node.number).tried_at)
@@ -148,8 +148,11 @@ class Replicas:
 
     def _may_try(self, node: NodeView, length: int, now: float, in_need: bool) -> bool:
         own = self._of(node.number)
-        is_only_ejected = node.takes_copies and now < own.ejected_until and self._has_room(node, length, now)
-        return is_only_ejected and (in_need or now >= own.tried_at + TRIAL_SECONDS)
+        if node.draining or not self._has_room(node, length, now):
+            return False
+        if in_need:
+            return node.state != "dead" and not self.is_trusted(node.number, now)
+        return node.state == "alive" and own.tried_at + TRIAL_SECONDS <= now < own.ejected_until
 
     def _has_room(self, node: NodeView, length: int, now: float) -> bool:
         return node.free_bytes > length and now >= self._of(node.number).full_until

@@ -45,6 +45,7 @@ def content(mounted: Cluster, mount: Mount, request: pytest.FixtureRequest) -> I
     data = os.urandom(SIZE)
     (mount.path / "victim").write_bytes(data)
     mount.remount()
+    mounted.all_replicas_of("/victim")
     yield data
     (mount.path / "victim").unlink()
 

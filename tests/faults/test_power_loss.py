@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.long
 
 DISK_BYTES = 1024 * MIB
 ROUNDS = 3
+STABLE_MIN = 6
 TRIES = 5
 CHUNK_BYTES = MIB
 """Uploaded long before a node syncs by itself, also on a busy machine."""
@@ -69,6 +70,14 @@ class Storer(threading.Thread):
                 return
 
 
+def has_so_many(storers: list[Storer], count: int) -> bool:
+    return sum(len(storer.stable) for storer in storers) >= count
+
+
+def is_as_long(found: Sized, count: int) -> bool:
+    return len(found) >= count
+
+
 def check(node: StorageNode, storer: Storer) -> int:
     """How many were only stored, and are lost; they can be stored again. What is served is whole."""
     listed, lost = dict(node.inventory()), 0
@@ -99,6 +108,7 @@ def test_what_a_node_confirmed_survives_a_loss_of_power(tmp_path: Path) -> None:
             storers = [Storer(node, 16 * (number + 1) + who, seed + 16 * number + who) for who in range(3)]
             for storer in storers:
                 storer.start()
+            wait_for(partial(has_so_many, storers, STABLE_MIN), "the node has confirmed something")
             time.sleep(random.Random(seed + number).uniform(0.3, 1.5))
             disk.lose_power()
             node.kill()
@@ -107,7 +117,6 @@ def test_what_a_node_confirmed_survives_a_loss_of_power(tmp_path: Path) -> None:
             disk.come_back()
             node.start()
             assert node.temporary_files() == []
-            assert sum(len(storer.stable) for storer in storers) > 5
             lost += sum(check(node, storer) for storer in storers)
     assert lost, "nothing was lost: the power was on all the time"
 
@@ -221,7 +230,7 @@ def test_what_fsync_confirmed_survives_when_all_nodes_lose_power(
         thread = threading.Thread(target=write, args=(caller,), daemon=True)
         thread.start()
         for _ in range(2):
-            time.sleep(1)
+            wait_for(partial(is_as_long, synced, len(synced) + 3), "some files are synced", OUTAGE_SECONDS_MAX)
             power_cycle(powered, disks, powered.nodes)
             powered.wait_alive(3)
         end.set()

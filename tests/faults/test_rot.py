@@ -86,7 +86,7 @@ def test_the_scrub_finds_a_hundred_damages_and_all_are_healed(
 ) -> None:
     """S9, S10: no client reads; every file is right afterwards."""
     mount, files = contents
-    hurt = hurt_some(rotting, [r for name in files for r in rotting.replicas_of(f"/{name}")], HURT)
+    hurt = hurt_some(rotting, [r for name in files for r in rotting.all_replicas_of(f"/{name}")], HURT)
     wait_for(lambda: set_aside(rotting) == hurt, "the scrub has found all damage, and nothing else", 60)
     wait_for(lambda: reported(rotting), "all of it was reported", 60)
     wait_for(lambda: is_healed(rotting), "all of it is healed", 60)
@@ -101,7 +101,7 @@ def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mo
     (mount, _), data = contents, os.urandom(SIZE)
     (mount.path / "gone").write_bytes(data)
     mount.remount()
-    replica = rotting.replicas_of("/gone")[0]
+    replica = rotting.all_replicas_of("/gone")[0]
     rotting.delete_chunk_on_disk(replica)
     said = f"{replica.extent} on node {replica.node} is missing".encode()
     wait_for(lambda: said in rotting.naming.log.read_bytes(), "it is missed", 60)

@@ -145,6 +145,7 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
     trusted_by(mount, mounted)
     (mount.path / "before").write_bytes(os.urandom(MIB))
     content = (mount.path / "before").read_bytes()
+    mounted.all_replicas_of("/before")
     mount.remount()
     first, second, _ = mounted.nodes
     first.kill()

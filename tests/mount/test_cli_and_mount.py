@@ -52,7 +52,7 @@ def test_odd_names_are_the_same_on_both_sides(mounted: Cluster, place: Path) -> 
 
 def test_explain_names_a_file_of_each_replica_of_what_the_mount_wrote(mounted: Cluster, place: Path) -> None:
     (place / "f").write_bytes(b"content")
-    replicas = mounted.replicas_of(in_volume(place / "f"))
+    replicas = mounted.all_replicas_of(in_volume(place / "f"))
     assert len({replica.node for replica in replicas}) == 3
     for replica in replicas:
         assert replica.path.read_bytes()[: replica.length] == b"content"

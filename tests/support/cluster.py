@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -409,6 +410,16 @@ class Cluster:
                     if path is not None:
                         replicas.append(Replica(part["extent"], server["node"], path, index, length))
         return replicas
+
+    def all_replicas_of(self, name: str | bytes, copies: int = 3) -> list[Replica]:
+        """As `replicas_of`, once each extent has so many. A mount's write does with fewer when a node is slow on a busy
+        machine, and repair brings the others."""
+
+        def found() -> list[Replica]:
+            replicas = self.replicas_of(name)
+            return replicas if set(Counter(r.extent for r in replicas).values()) == {copies} else []
+
+        return wait_for(found, f"all of {name!r} has {copies} copies", 60)
 
     def node(self, number: int) -> Node:
         return next(node for node in self.nodes if node.number == number)

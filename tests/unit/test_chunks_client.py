@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 import trio
@@ -214,6 +215,13 @@ async def test_a_store_that_all_nodes_failed_has_all_its_copies_when_they_are_ba
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bring_back)
             assert sorted((await cluster.store()).nodes) == [1, 2, 3]
+
+
+async def test_nodes_that_nobody_could_hear_get_all_copies() -> None:
+    """While the naming server was away; the first table afterwards calls all of them suspect."""
+    async with cluster_of(3) as cluster:
+        cluster.replicas.update([replace(node.view, state="suspect") for node in cluster.nodes])
+        assert sorted((await cluster.store()).nodes) == [1, 2, 3]
 
 
 async def test_nodes_that_are_called_dead_are_the_last_resort() -> None:

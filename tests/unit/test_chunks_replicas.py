@@ -91,6 +91,8 @@ def test_who_is_in_need_waits_for_no_turn_and_tries_no_node_twice(replicas: Repl
     assert replicas.take_trials(3, 1, 102, without=set(NUMBERS), in_need=True) == []
     replicas.answered(ONE)
     assert [view.number for view in replicas.take_trials(3, 1, 102, in_need=True)] == [2, 3], "a trusted one needs none"
+    replicas.update([node(1, state="suspect"), node(2, state="dead"), node(3, state="suspect", draining=True)])
+    assert [view.number for view in replicas.take_trials(3, 1, 103, in_need=True)] == [1]
 
 
 def test_requests_that_fail_together_are_one_failure(replicas: Replicas) -> None:
