@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
+import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
@@ -48,6 +50,8 @@ BLOCK_SIZE = 4096
 STAT_BLOCK = 512
 """The unit of st_blocks, whatever st_blksize says; see stat(2)."""
 
+SET_IDS = stat.S_ISUID | stat.S_ISGID
+
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 P = ParamSpec("P")
@@ -80,6 +84,13 @@ def guarded(handler: Handler[P, R]) -> Handler[P, R]:
             self.requests.observe(verb, perf_counter() - began, failed=failed)
 
     return call
+
+
+def _only_appends(flags: int) -> bool:
+    """Then each write(2) is to come as one request, past the kernel's pages: through them one that crosses a page comes
+    as two, and another mount's may land between them. Who may read, too, may want to map the file: mmap(2) needs
+    pages. Nor where a write ends what set-user-id gave: only through pages does the kernel tell us so."""
+    return flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
 
 
 class Operations(pyfuse3.Operations):
@@ -252,12 +263,14 @@ class Operations(pyfuse3.Operations):
         handle, keep, shown = await self._fs.create(
             InodeNumber(parent_inode), name, mode & 0o7777, ctx.uid, ctx.gid, flags
         )
-        return FileInfo(fh=handle, keep_cache=keep), _entry(shown)
+        direct = _only_appends(flags) and not shown.attributes.mode & SET_IDS
+        return FileInfo(fh=handle, keep_cache=keep, direct_io=direct), _entry(shown)
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         handle, keep = await self._fs.open(InodeNumber(inode), flags, privileged=ctx.uid == 0)
-        return FileInfo(fh=handle, keep_cache=keep)
+        direct = _only_appends(flags) and not self._fs.files.mode_of(handle) & SET_IDS
+        return FileInfo(fh=handle, keep_cache=keep, direct_io=direct)
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

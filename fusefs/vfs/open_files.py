@@ -226,6 +226,9 @@ class OpenFiles:
         )  # fmt: skip
         return self._files.add(handle), keep
 
+    def mode_of(self, handle: int) -> int:
+        return self._files[handle].inode.attributes.mode
+
     def _note_version(self, table: dict[InodeNumber, int], ino: InodeNumber, version: int) -> None:
         table[ino] = version
         if len(table) > VERSIONS_MAX:
