@@ -36,6 +36,14 @@ def _is_of_a_directory(outcome: Outcome) -> bool:
     return bool(outcome.seen) and isinstance(outcome.seen[0].now, Object) and outcome.seen[0].now.mode[0] == "d"
 
 
+def _only_fifo_times_moved_less(call: Call, plain: Outcome, mounted: Outcome) -> bool:
+    """All is the same, but that the mount left times of a FIFO that the plain directory moved."""
+    pairs = [(a, b) for a, b in zip(plain.seen, mounted.seen, strict=True) if a != b]
+    return plain.result == mounted.result and all(
+        isinstance(a.now, Object) and a.now.mode[0] == "p" and b._replace(moved=a.moved) == a for a, b in pairs
+    )
+
+
 def _keeps_setgid(call: Call, plain: Outcome, mounted: Outcome) -> bool:
     """All is the same, but that the plain file lost set-group-id without the group's right to execute."""
     pairs = [(a.now, b.now) for a, b in zip(plain.seen, mounted.seen, strict=True) if a != b]
@@ -61,6 +69,13 @@ KEPT = [
         "where lseek may go in a directory, but for its beginning and where readdir has been",
         "POSIX leaves it open; tmpfs has no end of a directory, the kernel takes one for FUSE",
         lambda call, plain, mounted: call.verb == "lseek" and _is_of_a_directory(plain),
+    ),
+    Difference(
+        "what is written to a FIFO or read from it does not move its times",
+        "the kernel keeps what is in a FIFO to itself: no file system made with FUSE is told",
+        lambda call, plain, mounted: (
+            call.verb in ("write", "read") and _only_fifo_times_moved_less(call, plain, mounted)
+        ),
     ),
     Difference(
         "truncate to the size that a file has already moves its times",
