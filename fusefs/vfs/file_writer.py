@@ -21,7 +21,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import trio
@@ -87,12 +87,14 @@ class WriterParts:
 class _Sealed:
     """Bytes of a chunk on their way to the nodes, or there and waiting for the commit."""
 
-    __slots__ = ("chunk", "done", "dropped", "error", "index", "layout", "stored", "uploading")
+    __slots__ = ("begun_ns", "chunk", "done", "dropped", "error", "index", "layout", "stored", "uploading")
 
     def __init__(self, chunk: DirtyChunk) -> None:
         self.chunk: DirtyChunk | None = chunk
         self.index = chunk.index
         self.layout = list(chunk.ranges)
+        self.begun_ns = 0
+        """When its upload began."""
         self.stored: StoredExtent | None = None
         self.error: DcsError | None = None
         self.uploading = False
@@ -206,6 +208,7 @@ class FileWriter:
 
     def _start_upload(self, sealed: _Sealed, *, sync: bool) -> None:
         sealed.uploading, sealed.error, sealed.done = True, None, trio.Event()
+        sealed.begun_ns = self._parts.now_ns()
         self._parts.nursery.start_soon(self._upload, sealed, sync)
 
     async def _upload(self, sealed: _Sealed, sync: bool) -> None:
@@ -315,8 +318,12 @@ class FileWriter:
             self._synced = taken
 
     async def _sync(self, batch: list[_Sealed], deadline: float) -> None:
-        """Brings to stable storage what was stored without. Raises Unavailable when too few replicas are."""
-        unsynced = [s.stored for s in batch if s.stored is not None and not s.stored.synced]
+        """Brings to stable storage what was stored without; a node that does not say so, because it lost power or
+        hangs, is no replica of it. Raises Unavailable when too few are."""
+        waiting = [
+            (sealed, sealed.stored) for sealed in batch if sealed.stored is not None and not sealed.stored.synced
+        ]
+        unsynced = [stored for _, stored in waiting]
         if not unsynced:
             return
         needed = min(self._replicas, self._parts.min_write_replicas)
@@ -329,8 +336,11 @@ class FileWriter:
             for node in stored.nodes:
                 extents.setdefault(node, []).append(stored.extent)
         deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
-        if not enough(await self._parts.barrier(extents, enough, deadline)):
+        confirmed = await self._parts.barrier(extents, enough, deadline)
+        if not enough(confirmed):
             raise Unavailable("too few storage nodes could bring the data to stable storage")
+        for sealed, stored in waiting:
+            sealed.stored = replace(stored, nodes=tuple(node for node in stored.nodes if node in confirmed))
 
     async def _commit(self, count: int, deadline: float, *, synced: bool) -> None:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""
@@ -352,7 +362,10 @@ class FileWriter:
 
     async def _commit_step(self, batch: list[_Sealed], deadline: float, *, synced: bool) -> None:
         end = max(s.index * self._chunk_size + s.layout[-1][1] for s in batch)
-        arguments: dict[str, Any] = {"ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced}
+        arguments: dict[str, Any] = {
+            "ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced,
+            "begun": min(s.begun_ns for s in batch) // 1_000_000,
+        }  # fmt: skip
         chunks: dict[int, list[Segment]] = {}
         if self._appending:
             # In the order in which it was written: full chunks were sealed before the part of a chunk ahead of them.

@@ -179,22 +179,26 @@ class _Upload:
         if not stored:
             return
         stored.sort(key=lambda row: row[0])
-        unsynced = set() if self._syncs_alone else await self._unsynced_nodes({n for _, s in stored for n in s.nodes})
+        unsynced = set() if self._syncs_alone else await self._unsynced_nodes([segment for _, segment in stored])
         chunks: list[int | list[int | bytes]] = []
         for index, segment in stored:
             chunks += (index, pack_segments([self._without(segment, unsynced)]))
         end = max(index * self._stub.chunk_size + segment.length for index, segment in stored)
         await self._session.change("commit", ino=self._stub.ino, chunks=chunks, end=end, synced=True)
 
-    async def _unsynced_nodes(self, numbers: set[NodeNumber]) -> set[NodeNumber]:
-        """The nodes that could not bring what they took to stable storage."""
-        asked = self._nodes.by_promise(tuple(numbers), 0)
-        outcomes = await asyncio.gather(*(self._barrier(node) for node in asked))
-        return numbers - {node.number for node, is_synced in zip(asked, outcomes, strict=True) if is_synced}
+    async def _unsynced_nodes(self, segments: list[Segment]) -> set[NodeNumber]:
+        """The nodes that could not bring what they took to stable storage, or have lost some of it."""
+        extents: dict[NodeNumber, list[ExtentId]] = {}
+        for segment in segments:
+            for number in segment.nodes:
+                extents.setdefault(number, []).append(segment.extent)
+        asked = self._nodes.by_promise(tuple(extents), 0)
+        outcomes = await asyncio.gather(*(self._barrier(node, extents[node.number]) for node in asked))
+        return extents.keys() - {node.number for node, is_synced in zip(asked, outcomes, strict=True) if is_synced}
 
-    async def _barrier(self, node: NodeView) -> bool:
+    async def _barrier(self, node: NodeView, extents: list[ExtentId]) -> bool:
         try:
-            await self._connection.storage.barrier(node.place, deadline_seconds=BARRIER_SECONDS)
+            await self._connection.storage.barrier(node.place, extents=extents, deadline_seconds=BARRIER_SECONDS)
         except (TryAgain, NodeFailed):
             self._nodes.failed(node.number)
             return False

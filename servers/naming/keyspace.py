@@ -14,7 +14,9 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     brake, brake_off_ms, trash_ms,
                                     trash_bytes; stored_seq, the latest
                                     change that the storage nodes have too;
-                                    mark, for the tail of a snapshot
+                                    mark, for the tail of a snapshot;
+                                    broken_ms, when a node came back last
+                                    that had not ended in order
     :i:INO                  string  the inode (fields: lua/common.lua)      nlink counts the entries below :d:
     :d:INO                  hash    name -> {ino, cookie}                   the same names as :n:INO
     :n:INO                  zset    name by cookie                          a cookie is unique in its directory,
@@ -53,7 +55,9 @@ Redis Cluster that moves the slot lets no function see half a volume.
     :survey                 string  what the leader knows of the replicas   only told, never decided from
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again
-    :node_facts             hash    node number -> start, held, lost, JSON  what the node said last of itself
+    :node_facts             hash    node number -> start, held, lost, JSON, what the node said last of itself, and
+                                    ended, broken_ms        when it last came back without an
+                                                            orderly end before
     :doubted                hash    node number -> since when, ms           may have lost replicas: lua/damage.lua
     :node_numbers           hash    node uuid -> number
     :draining               hash    node number -> since when, ms           in :nodes; it takes no new copies

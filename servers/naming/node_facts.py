@@ -34,6 +34,7 @@ class NodeFacts(BaseModel):
     start: str = Field("", max_length=64, description="another one for each start of the node; empty: nothing is said")
     held: str = Field("", max_length=64, description="a digest of the extents it has")
     lost: UINT = Field(0, description="grows when replicas went away or bad without an order, since this start")
+    ended: bool = Field(False, description="its last word: all that it has is on stable storage")
     store_ms: UINT = Field(0, description="what a store took lately")
     disks: list[DiskFacts] = Field([], max_length=DISKS_MAX)
 

@@ -83,6 +83,8 @@ class Counters:
     """Replicas that were moved out of the way because they are damaged."""
     read_errors: int = 0
     sync_failures: int = 0
+    unsyncable: int = 0
+    """Replicas that were dropped for it after they had been acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)

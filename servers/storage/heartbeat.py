@@ -1,4 +1,4 @@
-"""Tells the naming servers that this node is there, where, how full and what it holds: at start and every 2 s.
+"""Tells the naming servers that this node is there, where, how full and what it holds: at start, every 2 s, at the end.
 
 Asks for ever and logs only when things change. One naming server that answers is enough: they
 share what they know.
@@ -12,7 +12,8 @@ import logging
 import re
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from servers.client.http import Transport
@@ -22,6 +23,8 @@ REGISTER_PATH = "/register_storage"
 HEARTBEAT_SECONDS = 2.0
 ANSWER_SECONDS = 1.5
 """One naming server may take this long; the next is asked then."""
+END_SECONDS = 3.0
+"""The last word has so long; unheard, it costs no more than being asked for each extent after the next start."""
 _URL = re.compile(r"(?:http://)?([^/:\[\]]+|\[[0-9a-fA-F:]+\])(?::([0-9]+))?/?")
 WILDCARDS = frozenset({"0.0.0.0", "[::]"})
 
@@ -68,6 +71,8 @@ class Report:
     """A digest of the extents it has: equal ones for equal sets."""
     lost: int = 0
     """Grows when replicas went away or bad without an order, since this start."""
+    ended: bool = False
+    """The last word of this start: all that the node holds is on stable storage, and it takes nothing more."""
     store_ms: int = 0
     """What a store took lately, smoothed."""
     disks: tuple[DiskReport, ...] = ()
@@ -101,11 +106,19 @@ class Heartbeat:
             await self._beat()
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
-    async def _beat(self) -> None:
+    async def end(self) -> None:
+        """Somebody was told that this node ended in order, or there was nobody to tell in time."""
+        if self._naming:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(END_SECONDS):
+                    await self._beat(ended=True)
+
+    async def _beat(self, *, ended: bool = False) -> None:
         trouble: Exception | None = None
         for address in self._naming:
             try:
-                body = json.dumps(asdict(await asyncio.to_thread(self._report))).encode()
+                report = replace(await asyncio.to_thread(self._report), ended=ended)
+                body = json.dumps(asdict(report)).encode()
                 answer = await self._tell(address, body)
                 seq, now_ms = int(answer.get("seq", 0)), int(answer.get("now_ms", 0))
                 await asyncio.to_thread(self._learn, str(answer["volume"]), seq, now_ms)

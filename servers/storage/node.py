@@ -80,7 +80,8 @@ class StorageNode:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Heartbeats and background syncs; at the end all is on stable storage and the directory is free."""
+        """Heartbeats and background syncs; at the end all is on stable storage, the naming server knows, and the
+        directory is free."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._or_stop(self.syncer.run()))
@@ -95,6 +96,8 @@ class StorageNode:
                     for task in running:
                         task.cancel()
                     self.syncer.stop()
+            if not self.failed:
+                await self.heartbeat.end()
         finally:
             await self._transport.close()
             await self._peers.close()
@@ -173,7 +176,8 @@ class StorageNode:
 
     def lost_replicas(self) -> int:
         """Those that went away or bad without an order, since the start."""
-        return self.disks.lost() + self.store.statistics()["set_aside"]
+        counters = self.store.statistics()
+        return self.disks.lost() + counters["set_aside"] + counters["unsyncable"]
 
     def _disk_report(self, disk: Disk) -> DiskReport:
         held, scrub = disk.holdings.total, self.scrubs[disk].state()

@@ -134,6 +134,7 @@ class Syncer:
             failed |= _sync_disk(disk, file_system, [one for one in batch if one.disk is disk])
         for extent in failed:
             self._store.drop_unsyncable(extent)
+        self._store.count(unsyncable=len(failed))
         return sorted(failed)
 
 

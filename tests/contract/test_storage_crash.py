@@ -97,6 +97,7 @@ def test_a_disk_that_fails_inside_a_store_leaves_nothing(
     assert node.temporary_files() == []
     assert node.http.get("/v1/space").json()["used_bytes"] == used
     assert node.statistics()["sync_failures"] == ("sync" in call)
+    assert node.statistics()["unsyncable"] == 0
     assert node.put("1-1", body, sync=True) == 201
     assert node.get("1-1").content == body
 
@@ -119,7 +120,7 @@ def test_a_barrier_fails_for_what_could_not_be_synced(node: StorageNode) -> None
         assert "1-2" not in answer.json()["detail"]
     assert node.get("1-1").status_code == 404
     assert node.get("1-2").content == b"kept"
-    assert node.statistics()["sync_failures"] == 1
+    assert node.statistics()["sync_failures"] == node.statistics()["unsyncable"] == 1
     assert node.statistics()["unsynced"] == 0
     assert node.put("1-1", b"lost") == 201
 

@@ -19,7 +19,7 @@ from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
 from servers.protocol.limits import SEGMENTS_PER_COMMIT_MAX
-from servers.protocol.naming_api import Attributes
+from servers.protocol.naming_api import Attributes, unpack_nodes
 
 CHUNK = 1024
 NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
@@ -38,6 +38,8 @@ class MadeUp:
         self.extents: dict[ExtentId, bytes] = {}
         self.content = bytearray()
         self.commits: list[dict[str, Any]] = []
+        self.confirming = set(NODES)
+        """The nodes that answer a barrier."""
         self.before_store: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.before_commit: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.moves = self.lost = 0
@@ -72,7 +74,7 @@ def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, Write
     budget = WriteBudget(1 << 20, lambda: None)
 
     async def barrier(nodes: object, enough: object, deadline: float) -> set[NodeNumber]:
-        return set(NODES)
+        return set(world.confirming)
 
     def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
         return world.attributes()
@@ -270,6 +272,20 @@ async def test_who_waited_for_anothers_flush_that_took_his_writes_along_is_done(
         await writer.flush(sync=True)
         assert not writer.is_dirty
     assert len(world.commits) == 3
+
+
+async def test_a_node_that_does_not_confirm_a_sync_is_no_replica() -> None:
+    """It lost power, or hangs: what fsync has confirmed never counts as held where it may not be."""
+    world = MadeUp()
+    world.confirming = {NODES[0], NODES[2]}
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)  # A full chunk goes without a sync.
+        await trio.testing.wait_all_tasks_blocked()
+        await writer.write(CHUNK, b"x")
+        await writer.flush(sync=True)
+    chunks = world.commits[0]["chunks"]
+    assert [unpack_nodes(segments[4]) for segments in chunks[1::2]] == [(NODES[0], NODES[2]), NODES]
 
 
 async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:

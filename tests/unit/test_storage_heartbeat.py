@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from servers.client.http import Answer
+from servers.protocol.checksum import Buffer
 from servers.protocol.errors import AccessDenied, TryAgain
 from servers.storage import heartbeat as subject
 from servers.storage.heartbeat import naming_addresses, reachable_address
@@ -44,10 +48,12 @@ class NamingServers:
     def __init__(self, *answers: Answer | Exception) -> None:
         self._answers = list(answers)
         self.asked: list[str] = []
+        self.told: list[dict[str, Any]] = []
         self.done = asyncio.Event()
 
-    async def request(self, address: str, *_: object, **__: object) -> Answer:
+    async def request(self, address: str, *_: object, body: Sequence[Buffer] = (), **__: object) -> Answer:
         self.asked.append(address)
+        self.told.append(json.loads(b"".join(body)))
         if not self._answers:
             self.done.set()
             raise TryAgain("no more answers")
@@ -83,3 +89,16 @@ async def test_heartbeats_go_on_whatever_happens(
     assert heartbeat.node_number == 3
     assert [record.levelname for record in caplog.records[:3]] == ["INFO", "WARNING", "INFO"]
     assert "takes heartbeats again" in caplog.records[2].message
+
+
+async def test_the_last_word_says_that_it_is_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not for ever where nobody listens."""
+    monkeypatch.setattr(subject, "END_SECONDS", 0.01)
+    servers = NamingServers(Answer(200, {}, b'{"node": 3, "volume": "v", "seq": 1}'), TryAgain("away"))
+    heartbeat = subject.Heartbeat(servers, ["a:1"], lambda: subject.Report("u", "x:1", 1, 2, 3, "s", ""))
+    await heartbeat.end()
+    await heartbeat.end()
+    assert [report["ended"] for report in servers.told] == [True, True]
+    monkeypatch.setattr(servers, "request", lambda *_, **__: asyncio.sleep(60))
+    await asyncio.wait_for(heartbeat.end(), 5)
+    await subject.Heartbeat(servers, [], lambda: subject.Report("u", "x:1", 1, 2, 3, "s", "")).end()

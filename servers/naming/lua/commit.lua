@@ -1,10 +1,11 @@
--- commit {ino, chunks, end, mtime?, synced, append?, unused?, unpublished?, version?} -> attributes, offset of what was
--- appended, the data version before
+-- commit {ino, chunks, end, mtime?, synced, begun?, append?, unused?, unpublished?, version?} -> attributes, offset of
+-- what was appended, the data version before
 -- In one step: lays the segments of `chunks` ({index, segments, index, segments, ...}, the indexes rising, the
 -- segments sorted and without overlap) over the file's, makes it at least `end` bytes long and sets its times.
 -- `append` ({extent, length, nodes, ...}) goes to the end that the file has now; but for what the file shows already,
 -- because an earlier commit was given up unanswered and was done all the same: then the offset is -1.
--- `synced` says that all of it is on stable storage. `unused` ({extent, nodes, ...}) was stored too, and is
+-- `synced` says that all of it is on stable storage; else `begun`, in ms, when the first of it was sent to the nodes:
+-- they may have lost power since. `unused` ({extent, nodes, ...}) was stored too, and is
 -- already covered by what is committed here: it is condemned. `unpublished`: EEXIST once the file has a name.
 -- `version`: ESTALE once the content is not of that data version any more.
 
@@ -139,6 +140,15 @@ local function reference(c, owners, replicas)
   if made > 0 then c:add('extents', made) end
 end
 
+-- All nodes that are to have any of the extents.
+local function nodes_of(owners)
+  local nodes = {}
+  for _, owner in pairs(owners) do
+    for i = 1, #owner[3], 2 do nodes[owner[3]:sub(i, i + 1)] = true end
+  end
+  return nodes
+end
+
 -- What was stored in vain is condemned, unless a map shows it or somebody else may still commit it.
 local function condemn_unused(c, unused)
   for i = 1, #unused, 2 do
@@ -169,8 +179,8 @@ local function set_times(c, inode, mtime)
 end
 
 local WANTS = {
-  ino = 'ino', chunks = 'list', ['end'] = 'size', mtime = 'time?', synced = 'flag', append = 'list?', unused = 'list?',
-  unpublished = 'flag', version = 'count?',
+  ino = 'ino', chunks = 'list', ['end'] = 'size', mtime = 'time?', synced = 'flag', begun = 'count?', append = 'list?',
+  unused = 'list?', unpublished = 'flag', version = 'count?',
 }
 mutation('commit', {}, WANTS, function(c, a)
   local inode = c:inode(a.ino)
@@ -202,6 +212,7 @@ mutation('commit', {}, WANTS, function(c, a)
     change = change + c:set_chunk(a.ino, chunks[i], old, lay_over(old, chunks[i + 1]))
   end
   condemn_unused(c, a.unused or {})
+  if a.begun and not a.synced then c:doubt_broken(nodes_of(owners), a.begun) end
   if change ~= 0 then c:add('bytes', change) end
   inode[STORED] = inode[STORED] + change
   inode[SIZE] = max(inode[SIZE], upto)

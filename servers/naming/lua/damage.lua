@@ -47,20 +47,40 @@ read('healed', { extents = 'list' }, function(c, a)
   return reply
 end)
 
--- holds {node, start, held, lost, facts} -> 1 when the node is in doubt now
+local function put_in_doubt(c, number) call('HSET', c.K .. ':doubted', number, text(c.ms)) end
+
+local HOLDS = { node = 'id', start = 'bytes', held = 'bytes', lost = 'count', facts = 'bytes', ended = 'flag' }
+
+-- holds {node, start, held, lost, facts, ended} -> 1 when the node is in doubt now
 -- What a node says it holds. It is in doubt, until it was asked for each extent, when it lost some since its
--- last word, or was started again and holds something else than it said last.
-internal('holds', {}, { node = 'id', start = 'bytes', held = 'bytes', lost = 'count', facts = 'bytes' }, function(c, a)
-  local key, number, doubt = c.K .. ':node_facts', text(a.node), false
-  local blob = call('HGET', key, number)
+-- last word, or was started again and this is not what it said at its end: without such a word it may have taken
+-- more than it had told of, and lost it with the power.
+internal('holds', {}, HOLDS, function(c, a)
+  local key, number = c.K .. ':node_facts', text(a.node)
+  local blob, broken_ms = call('HGET', key, number), 0
   if blob then
-    local before = unpack_value(blob)
-    doubt = a.lost > (before[1] == a.start and before[3] or 0) or (before[1] ~= a.start and before[2] ~= a.held)
+    local start, held, lost, _, ended, broken_before = unpack(unpack_value(blob))
+    broken_ms = broken_before or 0
+    if start ~= a.start and not (ended == 1 and held == a.held) then
+      broken_ms = c.ms
+      call('HSET', c.K .. ':volume', 'broken_ms', text(c.ms))
+    end
+    if broken_ms == c.ms or a.lost > (start == a.start and lost or 0) then put_in_doubt(c, number) end
   end
-  call('HSET', key, number, pack({ a.start, a.held, a.lost, a.facts }))
-  if doubt then call('HSET', c.K .. ':doubted', number, text(c.ms)) end
+  call('HSET', key, number, pack({ a.start, a.held, a.lost, a.facts, a.ended and 1 or 0, broken_ms }))
   return { 0, call('HEXISTS', c.K .. ':doubted', number) }
 end)
+
+-- The nodes are to have extents that were stored since `begun`, in ms, without a sync. Who was started again after
+-- that without having ended in order was asked for all that maps showed then: these were not among it.
+function Call:doubt_broken(nodes, begun)
+  if (self:setting('broken_ms') or 0) <= begun then return end
+  for node in pairs(nodes) do
+    local number = text(struct.unpack('>I2', node))
+    local blob = call('HGET', self.K .. ':node_facts', number)
+    if blob and (unpack_value(blob)[6] or 0) > begun then put_in_doubt(self, number) end
+  end
+end
 
 -- facts {} -> node number, what it says of itself, since when it is in doubt in ms or 0, node number, ...
 read('facts', {}, function(c)

@@ -160,7 +160,9 @@ def cluster_routes(service: Service) -> APIRouter:
             raise HTTPException(409, mine) from error
         if node.start:
             facts = node.model_dump_json(include=set(NodeFacts.model_fields)).encode()
-            await store.ask("holds", node=number, start=node.start, held=node.held, lost=node.lost, facts=facts)
+            await store.ask(
+                "holds", node=number, start=node.start, held=node.held, lost=node.lost, ended=node.ended, facts=facts
+            )  # fmt: skip
         return Registered(node=number, volume=volume.decode(), seq=seq, safe_mode=bool(safe), now_ms=now_ms)
 
     @routes.get(NODES_PATH)
