@@ -29,7 +29,14 @@ from pathlib import Path
 
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import MIB
-from servers.storage.disk import OpenFile, rename_if_absent, spread_subdirectories, sync_directory, write_all
+from servers.storage.disk import (
+    OpenFile,
+    rename_if_absent,
+    spread_subdirectories,
+    sync_directory,
+    sync_file_system,
+    write_all,
+)
 
 BUCKETS = 256
 TMP_DIRECTORIES = 64
@@ -131,6 +138,14 @@ class DataDirectory:
         state = os.statvfs(self.root)
         free = max(0, state.f_bavail * state.f_frsize + reclaimable_bytes - self._reserve_bytes)
         return DiskSpace(free, state.f_blocks * state.f_frsize, self._space)
+
+    def sync(self) -> None:
+        """All that was made, moved or removed here before this call is so on stable storage. Raises OSError."""
+        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_file_system(fd)
+        finally:
+            os.close(fd)
 
     def close(self) -> None:
         """Lets another process use the directory."""

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from servers.protocol.ids import extent_text, parse_extent_text
-from servers.protocol.orders import DeleteOrder
-from tests.support.naming_stub import VOLUME, NamingStub
+from tests.support.delete_orders import NOW_MS, SEQ, give, order_of
+from tests.support.naming_stub import NamingStub
 from tests.support.processes import wait_for
 from tests.support.storage_node import SECRET, StorageNode
-
-NOW_MS, SEQ = 1_000_000, 7
-"""What the stub tells with every heartbeat."""
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +23,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StorageNode]:
         wait_for(lambda: made.http.get("/v1/space").json()["node"] == 42, "the node was told what time it is")
         yield made
         made.close()
-
-
-_NUMBERS = itertools.count(1)
-
-
-def order_of(node: StorageNode, *extents: str) -> DeleteOrder:
-
-    uuid = node.http.get("/v1/space").json()["uuid"]
-    ids = tuple(parse_extent_text(extent) for extent in extents)
-    return DeleteOrder(VOLUME.decode(), uuid, next(_NUMBERS), SEQ, NOW_MS + 30_000, ids)
-
-
-def give(node: StorageNode, order: DeleteOrder, signature: str | None = None) -> httpx.Response:
-    fields: dict[str, Any] = {
-        **asdict(order), "extents": [extent_text(e) for e in order.extents],
-        "signature": order.sign(SECRET) if signature is None else signature,
-    }  # fmt: skip
-    return node.http.post("/v1/extents/delete", json=fields)
 
 
 def is_there(node: StorageNode, extent: str) -> bool:

@@ -21,9 +21,11 @@ from servers.protocol.ids import extent_session, parse_extent_text
 from servers.protocol.limits import MIB
 from tests.support.caller import Caller
 from tests.support.cluster import Cluster, Mount, Node
+from tests.support.delete_orders import give, order_of
 from tests.support.fault_table import note_stall
 from tests.support.journaled_disk import JournaledDisk
 from tests.support.manifest import Manifest
+from tests.support.naming_stub import NamingStub
 from tests.support.processes import wait_for
 from tests.support.storage_node import StorageNode
 from tests.support.writing_program import WritingProgram
@@ -119,6 +121,24 @@ def test_what_a_node_confirmed_survives_a_loss_of_power(tmp_path: Path) -> None:
             assert node.temporary_files() == []
             lost += sum(check(node, storer) for storer in storers)
     assert lost, "nothing was lost: the power was on all the time"
+
+
+@pytest.mark.fault("S8")
+def test_what_a_node_deleted_does_not_come_back_after_a_loss_of_power(tmp_path: Path) -> None:
+    """It would be garbage, and much garbage at once is not collected before an operator says so."""
+    with JournaledDisk(tmp_path / "data", DISK_BYTES) as disk, NamingStub() as naming, ExitStack() as stack:
+        node = StorageNode(tmp_path, NAMING_URL=naming.url)
+        stack.callback(node.close)
+        node.start()
+        extents = [f"1-{number:x}" for number in range(1, 41)]
+        assert {node.put(extent, b"x" * 5000, sync=True) for extent in extents} == {201}
+        wait_for(lambda: node.http.get("/v1/space").json()["node"] == 42, "the node was told what time it is")
+        assert give(node, order_of(node, *extents[:20])).json() == {"failed": []}
+        disk.lose_power()
+        node.kill()
+        disk.come_back()
+        node.start()
+        assert sorted(extent for extent, _ in node.inventory()) == sorted(extents[20:])
 
 
 @pytest.fixture(scope="module")

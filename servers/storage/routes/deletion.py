@@ -14,6 +14,7 @@ from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
 from servers.protocol.orders import DeleteOrder
 from servers.protocol.storage_api import DELETE_PATH, UNDO_PATH
+from servers.storage.disk_health import DiskState
 from servers.storage.node import StorageNode
 from servers.storage.obedience import OrderRefused
 from servers.storage.routes.control import Extents, ExtentText
@@ -75,12 +76,19 @@ def deletion_routes(node: StorageNode) -> APIRouter:
 
 
 def _delete_all(node: StorageNode, extents: Sequence[ExtentId]) -> list[str]:
+    """On stable storage: what came back after a loss of power would be garbage, and much of it needs an operator."""
     failed = []
     for extent in extents:
         try:
             node.store.condemn(extent)
         except OSError:
             failed.append(extent_text(extent))
+    for disk in node.disks:
+        if disk.health.state is DiskState.GOOD:
+            try:
+                disk.directory.sync()
+            except OSError as error:
+                disk.health.note(error)
     return failed
 
 
