@@ -6,11 +6,16 @@ ones over earlier ones when they are committed. What no segment covers is a hole
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+
+
+_offset, _end = attrgetter("offset"), attrgetter("end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +57,24 @@ def is_chunk_size(size: int) -> bool:
 
 
 def overlay(segments: Iterable[Segment]) -> list[Segment]:
-    """The segments with later ones laid over earlier ones: sorted and without overlap."""
+    """The segments with later ones laid over earlier ones: sorted and without overlap.
+
+    A chunk may have been written in thousands of places: the time is that of a sort, not of its square.
+    """
     result: list[Segment] = []
     for new in segments:
-        kept: list[Segment] = []
-        for old in result:
-            if old.end <= new.offset or new.end <= old.offset:
-                kept.append(old)
-                continue
-            if old.offset < new.offset:
-                kept.append(cut(old, old.offset, new.offset))
-            if new.end < old.end:
-                kept.append(cut(old, new.end, old.end))
-        kept.append(new)
-        result = sorted(kept, key=lambda s: s.offset)
+        if not result or result[-1].end <= new.offset:
+            result.append(new)
+            continue
+        first = bisect_right(result, new.offset, key=_end)
+        last = bisect_left(result, new.end, lo=first, key=_offset)
+        laid = [new]
+        if first < last:  # Of those that it covers, the first and the last may look out.
+            if result[first].offset < new.offset:
+                laid.insert(0, cut(result[first], result[first].offset, new.offset))
+            if new.end < result[last - 1].end:
+                laid.append(cut(result[last - 1], new.end, result[last - 1].end))
+        result[first:last] = laid
     return result
 
 
