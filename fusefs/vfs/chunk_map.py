@@ -1,7 +1,8 @@
-"""Which extents make up an open file, as the metadata last told.
+"""Which extents make up an open file, and how long it is, as the metadata last told.
 
 Called by the reader and the writer of the file. Held for one data version at a time: when the
-version moves on by somebody else's hand, everything is forgotten and asked for again.
+version moves on by somebody else's hand, everything is forgotten and asked for again. The size
+belongs to the same version, so that nobody takes for a hole what lies beyond the end.
 """
 
 from __future__ import annotations
@@ -27,20 +28,19 @@ class ChunkMap:
         self._ino = ino
         self._metadata = metadata
         self.version = 0
+        self._size = 0
         self._windows: dict[int, dict[int, list[Segment]]] = {}
 
-    def begin(self, version: int, rows: Sequence[Any]) -> None:
+    def begin(self, version: int, size: int, rows: Sequence[Any]) -> None:
         """The map as `open` gave it: the first window, at this version."""
-        if version != self.version:
-            self._windows.clear()
-            self.version = version
+        self.forget(version, size)
         self._take(0, rows)
 
-    def forget(self, version: int) -> None:
-        """The content is at another version now."""
+    def forget(self, version: int, size: int) -> None:
+        """The content is at this version now, and this long."""
         if version != self.version:
             self._windows.clear()
-            self.version = version
+            self.version, self._size = version, size
 
     def _take(self, window: int, rows: Sequence[Any]) -> None:
         self._windows[window] = {
@@ -49,12 +49,13 @@ class ChunkMap:
         if len(self._windows) > WINDOWS_MAX:
             del self._windows[next(iter(self._windows))]
 
-    def committed(self, before: int, version: int, chunks: dict[int, list[Segment]]) -> None:
+    def committed(self, before: int, version: int, size: int, chunks: dict[int, list[Segment]]) -> None:
         """Our own commit laid these over what version `before` was."""
         if before != self.version:
-            self.forget(version)
+            if version > self.version:
+                self.forget(version, size)
             return
-        self.version = version
+        self.version, self._size = version, size
         for index, segments in chunks.items():
             window = self._windows.get(index // WINDOW_CHUNKS)
             if window is None:
@@ -66,28 +67,29 @@ class ChunkMap:
                 del self._windows[index // WINDOW_CHUNKS]
 
     async def segments(self, first: int, last: int) -> tuple[int, dict[int, list[Segment]]]:
-        """The version, and the segments of chunks first..last at that version. Raises as `ask`."""
+        """The file's size, and the segments of chunks first..last at the same version. Raises as `ask`."""
         while True:
             version = self.version
             found: dict[int, list[Segment]] = {}
             for number in range(first // WINDOW_CHUNKS, last // WINDOW_CHUNKS + 1):
+                if number not in self._windows:
+                    await self._locate(number)
                 window = self._windows.get(number)
                 if window is None:
-                    await self._locate(number)
-                    window = self._windows.get(number, {})
+                    break  # It moved on while we asked.
                 for index in range(max(first, number * WINDOW_CHUNKS), min(last, (number + 1) * WINDOW_CHUNKS - 1) + 1):
                     if index in window:
                         found[index] = window[index]
-            if version == self.version:
-                return version, found
+            else:
+                if version == self.version:
+                    return self._size, found
 
     async def _locate(self, window: int) -> None:
         asked = self.version
-        version, _, rows = await self._metadata.ask(
+        version, size, rows = await self._metadata.ask(
             "locate", ino=self._ino, first=window * WINDOW_CHUNKS, count=WINDOW_CHUNKS
         )
         if self.version not in (asked, version):
             return  # Moved on while we asked: what came may be older.
-        if version != self.version:
-            self.forget(version)
+        self.forget(version, size)
         self._take(window, rows)

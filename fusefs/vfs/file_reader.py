@@ -11,7 +11,8 @@ import trio
 
 from fusefs.chunks.cache import BlockCache
 from fusefs.vfs.chunk_map import ChunkMap
-from fusefs.vfs.file_writer import FileWriter
+from fusefs.vfs.dirty_ranges import DirtyChunk
+from fusefs.vfs.file_writer import FileWriter, Layer
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import ExtentDamaged, NodeFailed, Unavailable
 from servers.protocol.geometry import Segment, overlay
@@ -21,6 +22,10 @@ SEQUENTIAL_UNIT = 1 * MIB
 READ_AHEAD_BYTES = 8 * MIB
 REORDER_BYTES = 4 * MIB
 """The kernel sends the reads of its own read-ahead in parallel: within this they are still sequential."""
+AGAIN_SECONDS = 16.0
+"""How long after its beginning a read is begun again because others wrote there meanwhile: one that has waited out the
+deadline of a fetch once, with what the metadata takes, is not to do it more than once more."""
+NO_VERSION = -1
 
 
 class ReadPattern:
@@ -62,28 +67,29 @@ class FileReader:
         if sequential:
             await self._read_ahead(end, file_size, pattern, nursery)
         unit = SEQUENTIAL_UNIT if sequential else BLOCK_BYTES
+        first, last = offset // self._chunk_size, (end - 1) // self._chunk_size
+        again_until = trio.current_time() + AGAIN_SECONDS
         while True:
-            version = self._map.version
+            known = await self._map.segments(first, last)
             try:
-                return await self._read(offset, end, unit)
+                return await self._read(offset, end, unit, *known)
             except (ExtentDamaged, NodeFailed, Unavailable):
-                # The extents may be gone because others wrote meanwhile: then the map has moved on. Or they
-                # lie on other nodes by now.
-                known = await self._map.segments(offset // self._chunk_size, (end - 1) // self._chunk_size)
-                found = await self._refreshed(offset, end)
-                if found[0] == version and found == known:
+                # The extents may be gone because others wrote here meanwhile. Or they lie on other nodes by now.
+                self._map.forget(NO_VERSION, 0)
+                _, found = await self._map.segments(first, last)
+                if found == known[1] or trio.current_time() > again_until:
                     raise
 
-    async def _refreshed(self, offset: int, end: int) -> tuple[int, object]:
-        self._map.forget(-1)
-        return await self._map.segments(offset // self._chunk_size, (end - 1) // self._chunk_size)
-
-    async def _read(self, offset: int, end: int, unit: int) -> Buffer:
+    async def _read(self, offset: int, end: int, unit: int, file_size: int, mapped: dict[int, list[Segment]]) -> Buffer:
         size, first, last = self._chunk_size, offset // self._chunk_size, (end - 1) // self._chunk_size
-        _, mapped = await self._map.segments(first, last)
+        end = min(end, max(file_size, self._writer.end))
+        if offset >= end:
+            return b""
+        above: list[Layer] = []
         own = self._writer.touches(first, last)
         if own:
-            for index, pending in self._writer.pending_segments(first, last).items():
+            stored, above = self._writer.uncommitted(offset, end)
+            for index, pending in stored.items():
                 mapped = mapped | {index: overlay([*mapped.get(index, ()), *pending])}
         elif first == last:
             only = _covering(mapped.get(first, []), offset - first * size, end - first * size)
@@ -92,13 +98,17 @@ class FileReader:
                 views = await self._cache.read(only.extent, only.nodes, start, start + end - offset, unit)
                 return views[0] if len(views) == 1 else b"".join(views)
         # Copied before the first await: what waits now may be stored, and its buffer gone, before the fetches end.
-        newest = [piece for chunk in self._writer.unstored(first, last) for piece in chunk.copies(size, offset, end)]
+        layers = [layer.copies(size, offset, end) if isinstance(layer, DirtyChunk) else layer for layer in above]
         target = bytearray(end - offset)
         view = memoryview(target)
         for index, segments in mapped.items():
             await self._fill(view, segments, index * size - offset, unit)
-        for at, piece in newest:
-            view[at - offset : at - offset + len(piece)] = piece
+        for layer in layers:
+            if isinstance(layer, tuple):
+                await self._fill(view, layer[1], layer[0] * size - offset, unit)
+                continue
+            for at, piece in layer:
+                view[at - offset : at - offset + len(piece)] = piece
         return target
 
     async def _fill(self, target: memoryview, segments: list[Segment], base: int, unit: int) -> None:

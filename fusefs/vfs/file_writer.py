@@ -101,13 +101,19 @@ class _Sealed:
         self.dropped = False
         self.done = trio.Event()
 
-    def segments(self) -> list[Segment]:
+    def segments(self, low: float = -math.inf, high: float = math.inf) -> list[Segment]:
+        """Those that touch bytes [low, high) of the chunk."""
         assert self.stored is not None  # noqa: S101 - callers have waited for it
         found, at = [], 0
         for start, end in self.layout:
-            found.append(Segment(start, self.stored.extent, at, end - start, self.stored.nodes))
+            if start < high and low < end:
+                found.append(Segment(start, self.stored.extent, at, end - start, self.stored.nodes))
             at += end - start
         return found
+
+
+Layer = DirtyChunk | tuple[int, list[Segment]]
+"""Bytes that were written: a buffer, or the segments of a chunk that are stored by now."""
 
 
 class FileWriter:
@@ -406,24 +412,31 @@ class FileWriter:
 
     # ── looking
 
-    def pending_segments(self, first: int, last: int) -> dict[int, list[Segment]]:
-        """What is stored and not committed, of chunks first..last, the later ones later."""
-        found: dict[int, list[Segment]] = {}
+    def uncommitted(self, offset: int, end: int) -> tuple[dict[int, list[Segment]], list[Layer]]:
+        """What is not committed of bytes [offset, end) of the file: what is stored, chunk by chunk, the later ones
+        later; and what lies over that, the later ones later. An upload may be done before that of an older one."""
+        stored: dict[int, list[Segment]] = {}
+        above: list[Layer] = []
+        waited_for: set[int] = set()
+        first, last = offset // self._chunk_size, (end - 1) // self._chunk_size
         for sealed in self._sealed:
-            if first <= sealed.index <= last and sealed.stored is not None:
-                found.setdefault(sealed.index, []).extend(sealed.segments())
-        return found
+            if not first <= sealed.index <= last:
+                continue
+            base = sealed.index * self._chunk_size
+            if sealed.chunk is not None:
+                waited_for.add(sealed.index)
+                above.append(sealed.chunk)
+            elif sealed.index in waited_for:
+                above.append((sealed.index, sealed.segments(offset - base, end - base)))
+            else:
+                stored.setdefault(sealed.index, []).extend(sealed.segments(offset - base, end - base))
+        return stored, above + [chunk for index, chunk in self._dirty.items() if first <= index <= last]
 
     def touches(self, first: int, last: int) -> bool:
         """Whether anything of chunks first..last waits here."""
         return any(first <= index <= last for index in self._dirty) or any(
             first <= sealed.index <= last for sealed in self._sealed
         )
-
-    def unstored(self, first: int, last: int) -> list[DirtyChunk]:
-        """The buffers that are not on the nodes yet, of chunks first..last, the later ones later."""
-        held = [s.chunk for s in self._sealed if s.chunk is not None and first <= s.index <= last]
-        return held + [chunk for index, chunk in self._dirty.items() if first <= index <= last]
 
     # ── giving up
 

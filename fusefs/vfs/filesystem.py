@@ -236,7 +236,7 @@ class Filesystem:
         self._changeable(ino)
         if changes.get("size", 0) > FILE_BYTES_MAX:
             raise Refused(EFBIG)
-        inode = await self.files.stored(ino)
+        await self.files.stored(ino)
         if "atime_ns" in changes:
             await self.files.forget_access(ino)
         arguments = {k: v for k, v in changes.items() if not k.endswith("_ns")}
@@ -251,8 +251,6 @@ class Filesystem:
             attributes = self._cache.put(ino, blob, asked_at)
             if not more:
                 break
-        if inode is not None and "size" in changes:
-            inode.map.forget(attributes.data_version)
         return self.files.shown(attributes, self._cache.left(asked_at, trio.current_time()))
 
     async def statfs(self) -> tuple[Space, int, int]:

@@ -135,8 +135,8 @@ class OpenFiles:
         inode = self._open.get(attributes.ino)
         if inode is not None:
             inode.learn(attributes)
-            if inode.attributes.data_version > inode.map.version and not inode.writer.is_dirty:
-                inode.map.forget(inode.attributes.data_version)
+            if inode.attributes.data_version > inode.map.version:
+                inode.map.forget(inode.attributes.data_version, inode.attributes.size)
             attributes = inode.shown()
         return Shown(self._accesses.shown(attributes), seconds, entry_seconds)
 
@@ -205,7 +205,7 @@ class OpenFiles:
         inode.learn(attributes)
         inode.handles += 1
         if attributes.data_version >= inode.map.version:
-            inode.map.begin(attributes.data_version, rows)
+            inode.map.begin(attributes.data_version, attributes.size, rows)
         keep = self._versions.get(ino) == attributes.data_version
         self._note_version(self._versions, ino, attributes.data_version)
         if self._told.get(ino) != attributes.data_version and self.on_stale_attributes is not None:
@@ -243,7 +243,7 @@ class OpenFiles:
             self._session.saw(fresh.ctime_ns)
             inode.learn(fresh)
             inode.written_over = fresh.data_version
-            chunks.committed(before, fresh.data_version, laid)
+            chunks.committed(before, fresh.data_version, fresh.size, laid)
             for table in (self._versions, self._told):
                 if table.get(ino) == before:
                     self._note_version(table, ino, fresh.data_version)
@@ -265,16 +265,10 @@ class OpenFiles:
         file = self._files[handle]
         inode = file.inode
         if offset + size > inode.size and not inode.writer.is_dirty:
-            await self._refresh(inode)
+            await self.getattr(inode.ino)  # Others may have made it longer.
         if not file.noatime:
             self._accesses.read(inode.ino, inode.attributes.atime_ns, inode.changed_ns)
         return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
-
-    async def _refresh(self, inode: OpenInode) -> None:
-        """Looks whether others made the file longer, as often as attributes may be cached."""
-        shown = await self.getattr(inode.ino)
-        if shown.attributes.data_version != inode.map.version:
-            inode.map.forget(shown.attributes.data_version)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         file = self._files[handle]
@@ -409,13 +403,12 @@ class OpenFiles:
 
     # ── storing
 
-    async def stored(self, ino: InodeNumber) -> OpenInode | None:
-        """What was written to the inode is committed; the inode, if it is open. So a change after a write has the
-        later time, whatever this mount believes the volume's time to be."""
+    async def stored(self, ino: InodeNumber) -> None:
+        """What was written to the inode is committed. So a change after a write has the later time, whatever this
+        mount believes the volume's time to be."""
         inode = self._open.get(ino)
         if inode is not None and inode.writer.is_dirty:
             await inode.writer.flush(sync=False)
-        return inode
 
     async def store_renamed(self, ino: InodeNumber | None) -> None:
         """What was written to the inode is committed; where nobody knows which one it is, to any."""

@@ -14,7 +14,6 @@ from operator import attrgetter
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 
-
 _offset, _end = attrgetter("offset"), attrgetter("end")
 
 

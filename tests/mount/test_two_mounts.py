@@ -100,3 +100,25 @@ def test_a_truncation_elsewhere_does_not_come_back(place: Path, other_place: Pat
         os.fsync(descriptor)
     with opened(place / "f", os.O_RDONLY) as descriptor:
         assert os.read(descriptor, 100_000) == b"x" * 10 + bytes(49_990)
+
+
+@pytest.mark.fault("R6")
+def test_what_was_appended_elsewhere_is_no_hole_to_who_writes_the_file_too(place: Path, other_place: Path) -> None:
+    """What this mount wrote is not stored yet, and stays on top."""
+    (place / "f").write_bytes(b"a" * 100)
+    with opened(other_place / "f", os.O_RDWR) as descriptor:
+        os.pwrite(descriptor, b"X", 0)
+        with opened(place / "f", os.O_WRONLY | os.O_APPEND) as appending:
+            os.write(appending, b"b" * 1000)
+        wait_for(lambda: os.fstat(descriptor).st_size == 1100, "the new size is seen", 2 * CACHE_SECONDS + 1)
+        assert os.pread(descriptor, 2000, 0) == b"X" + b"a" * 99 + b"b" * 1000
+
+
+@pytest.mark.fault("R6")
+def test_what_was_cut_off_elsewhere_is_no_hole(place: Path, other_place: Path) -> None:
+    """Read where the map was not asked for yet, within the time for which the old size may be believed."""
+    os.setxattr(place, "user.dcs.chunk_size", b"1024")
+    (place / "f").write_bytes(b"a" * 100 * 1024)
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+        (place / "f").write_bytes(b"b" * 10)
+        assert set(os.pread(descriptor, 4096, 90 * 1024)) <= {ord("a")}  # As it was, or nothing.
