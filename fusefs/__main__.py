@@ -18,6 +18,7 @@ from pathlib import Path
 
 from fusefs.mount import CannotMount, check_mountpoint, run
 from fusefs.settings import MIB, MountSettings, SettingsError, load_secret
+from servers.client.naming import parse_urls
 
 DEFAULT_NAMING_URL = "http://localhost:8000"
 IGNORED_OPTIONS = frozenset(
@@ -41,7 +42,9 @@ IGNORED_OPTIONS = frozenset(
 )
 """Options of mount(8) that ask for what is so anyway, or that mount(8) itself has dealt with."""
 FLAG_OPTIONS = {
-    "ro": "read_only", "allow_other": "allow_other", "suid": "allow_suid", "dev": "allow_dev", "noatime": "noatime",
+    "ro": "read_only", "allow_other": "allow_other", "noexec": "noexec", "noatime": "noatime",
+    # mount(8) keeps suid and dev to itself, so that they have names of ours too.
+    "suid": "allow_suid", "dev": "allow_dev", "allow_suid": "allow_suid", "allow_dev": "allow_dev",
 }  # fmt: skip
 
 
@@ -59,13 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache-mib", type=int, help="read data held at most (64)")
     parser.add_argument("--allow-suid", action="store_true", help="honour set-user-id bits")
     parser.add_argument("--allow-dev", action="store_true", help="honour device files")
+    parser.add_argument("--noexec", action="store_true", help="execute nothing that lies on it")
     parser.add_argument("--noatime", action="store_true", help="do not note when files were read")
     parser.add_argument("--metrics", type=int, metavar="PORT", help="tell Prometheus on this port of 127.0.0.1")
     parser.add_argument("--log-level", default=os.environ.get("LOG_LEVEL", "info"), help="debug, info, warning, error")
     parser.add_argument("--log-file", type=Path, help="where the daemon logs; by default the system's log")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTION[=VALUE],...",
-                        help="ro, allow_other, suid, dev, noatime, naming_url=, attribute_seconds=, dirty_mib=, "
-                        "cache_mib=, metrics=, log_level=, log_file=, secret_file=")  # fmt: skip
+                        help="ro, allow_other, allow_suid, allow_dev, noexec, noatime, naming_url=, "
+                        "attribute_seconds=, dirty_mib=, cache_mib=, metrics=, log_level=, log_file=, "
+                        "secret_file=")  # fmt: skip
     return parser
 
 
@@ -94,9 +99,10 @@ def _take_options(arguments: argparse.Namespace, environment: dict[str, str]) ->
 
 
 def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> MountSettings:
-    """Raises SettingsError."""
+    """Raises SettingsError, ValueError."""
     _take_options(arguments, environment)
     urls = arguments.naming_url or environment.get("NAMING_URL") or DEFAULT_NAMING_URL
+    parse_urls(urls)  # Raises ValueError while there is somebody to read it.
     durability = environment.get("DURABILITY", "")
     if durability not in ("", "close", "fsync"):
         raise SettingsError(f"DURABILITY={durability}: close or fsync is wanted")
@@ -115,18 +121,26 @@ def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> Mou
         raise SettingsError(f"--metrics {arguments.metrics}: a port is wanted")
     if any(value <= 0 for name, value in limits.items() if name != "attribute_seconds"):
         raise SettingsError("sizes and counts must be at least 1")
+    if not limits.get("attribute_seconds", 0) >= 0:
+        raise SettingsError(f"--attribute-seconds {arguments.attribute_seconds}: 0 or more is wanted")
     return MountSettings(
         mountpoint=arguments.mountpoint.absolute(), naming_urls=urls, secret=load_secret(environment),
         allow_other=arguments.allow_other, read_only=arguments.read_only, allow_suid=arguments.allow_suid,
-        allow_dev=arguments.allow_dev, noatime=arguments.noatime, sync_on_close=durability == "close",
-        source=urls.replace(",", "+"), metrics_port=arguments.metrics or 0,
+        allow_dev=arguments.allow_dev, noexec=arguments.noexec, noatime=arguments.noatime,
+        sync_on_close=durability == "close", source=urls.replace(",", "+"), metrics_port=arguments.metrics or 0,
         **limits,  # type: ignore[arg-type]  # names and types are those above
     )  # fmt: skip
 
 
 def _configure_logging(level: str, file: Path | None, foreground: bool) -> None:
+    """Raises SettingsError."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise SettingsError(f"--log-level {level}: debug, info, warning or error is wanted")
     if file is not None:
-        handler: logging.Handler = logging.FileHandler(file)
+        try:
+            handler: logging.Handler = logging.FileHandler(file)
+        except OSError as error:
+            raise SettingsError(f"--log-file {file}: {error.strerror}") from error
     elif foreground:
         handler = logging.StreamHandler()
     else:
@@ -182,6 +196,9 @@ def _daemonize(settings: MountSettings) -> int:
             pipe_to_parent.write(str(error))
             pipe_to_parent.close()
         status = 1
+    except Exception:
+        logging.getLogger(__name__).exception("the mount ends by a bug")
+        raise
     os._exit(status)
 
 

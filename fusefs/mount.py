@@ -149,6 +149,8 @@ def _mount(operations: Operations, settings: MountSettings) -> None:
     options = {"default_permissions", f"fsname={settings.source}", "subtype=dcs"}
     options.add("suid" if settings.allow_suid else "nosuid")
     options.add("dev" if settings.allow_dev else "nodev")
+    if settings.noexec:
+        options.add("noexec")
     if settings.allow_other:
         options.add("allow_other")
     if settings.read_only:

@@ -25,6 +25,7 @@ class MountSettings:
     read_only: bool = False
     allow_suid: bool = False
     allow_dev: bool = False
+    noexec: bool = False
     noatime: bool = False
     attribute_seconds: float = 1.0
     """How long names and attributes may be remembered; more than 1 s shows others' changes late."""
@@ -45,11 +46,16 @@ class SettingsError(Exception):
 
 def load_secret(environment: dict[str, str]) -> str:
     """The cluster secret: DCS_SECRET_FILE, DCS_SECRET, or the local cluster's file. Raises SettingsError."""
-    if "DCS_SECRET" in environment and "DCS_SECRET_FILE" not in environment:
-        return environment["DCS_SECRET"].strip()
-    home = environment.get("DCS_HOME") or os.path.join(os.path.expanduser("~"), ".local/share/dcs")
-    file = environment.get("DCS_SECRET_FILE") or os.path.join(home, "secret")
-    try:
-        return Path(file).read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read the cluster secret from {file} (set DCS_SECRET_FILE): {error}") from error
+    if environment.get("DCS_SECRET") and not environment.get("DCS_SECRET_FILE"):
+        text = environment["DCS_SECRET"]
+    else:
+        home = environment.get("DCS_HOME") or os.path.join(os.path.expanduser("~"), ".local/share/dcs")
+        file = environment.get("DCS_SECRET_FILE") or os.path.join(home, "secret")
+        try:
+            text = Path(file).read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"cannot read the cluster secret from {file} (set DCS_SECRET_FILE): {error}") from error
+    secret = text.strip()
+    if not (secret and secret.isascii() and secret.isprintable()):  # It has to fit into a header.
+        raise SettingsError("the cluster secret is to be one line of ASCII: set DCS_SECRET_FILE or DCS_SECRET")
+    return secret

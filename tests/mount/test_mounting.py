@@ -85,7 +85,13 @@ def test_wrong_settings_get_one_clear_line(mounted: Cluster, mountpoint: Path) -
     assert "number" in mount_refused(mounted, mountpoint, "-o", "cache_mib=many")
     assert "secret" in mount_refused(mounted, mountpoint, DCS_SECRET_FILE="/nowhere")
     assert "secret" in mount_refused(mounted, mountpoint, DCS_SECRET="wrong")
+    assert "one line of ASCII" in mount_refused(mounted, mountpoint, DCS_SECRET="two\nlines")
     assert "not the URL" in mount_refused(mounted, mountpoint, "--naming-url", "nonsense")
+    node = f"http://{mounted.nodes[0].address}"
+    assert "is not a naming server" in mount_refused(mounted, mountpoint, "--naming-url", node)
+    assert "No such file" in mount_refused(mounted, mountpoint, "--log-file", "/nowhere/log")
+    assert "debug, info" in mount_refused(mounted, mountpoint, "--log-level", "loud")
+    assert "0 or more" in mount_refused(mounted, mountpoint, "-o", "attribute_seconds=-1")
 
 
 def test_the_mount_of_a_killed_daemon_is_replaced(mounted: Cluster) -> None:
@@ -235,6 +241,18 @@ def test_mount_mounts_by_type(mounted: Cluster, mountpoint: Path, place: Path, s
             (mountpoint / "new").touch()
         run("umount", mountpoint)
     assert not is_mounted(mountpoint)
+
+
+@needs_root
+def test_mount_passes_on_what_it_keeps_of_the_options(mounted: Cluster, mountpoint: Path, secret_file: Path) -> None:
+    """mount(8) drops suid and dev from what it passes on, and makes noexec of user."""
+    options = f"user,allow_suid,allow_dev,secret_file={secret_file}"
+    with installed_helper():
+        run("mount", "-t", "fuse.dcs", mounted.naming_url, mountpoint, "-o", options, environment=helper_environment())
+        shown = {*run("findmnt", "-no", "OPTIONS", mountpoint).strip().split(",")}
+        run("umount", mountpoint)
+    assert "noexec" in shown
+    assert not {"nosuid", "nodev"} & shown
 
 
 @needs_root
