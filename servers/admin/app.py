@@ -11,7 +11,6 @@ from servers.admin.commands import cluster_state, directories, files, garbage, l
 app = typer.Typer(
     name="dcs",
     help="Distributed Chunk Storage: files by name without a mount, and the state of the cluster.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -106,7 +106,10 @@ class FileSink(_Sink):
     def __init__(self, path: Path, mode: int) -> None:
         self._path = path
         self._beside = path.with_name(f".dcs-read-{secrets.token_hex(8)}")
-        super().__init__(os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        try:
+            super().__init__(os.open(self._beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.fspath(path.parent)) from error
         self._mode = mode
         self._is_finished = False
 

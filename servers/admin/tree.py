@@ -94,6 +94,8 @@ async def delete_file(connection: Connection, session: Session, path: bytes) -> 
 
 
 async def delete_directory(connection: Connection, session: Session, path: bytes) -> None:
+    if not parts_of(path):
+        raise Refused(errno.EBUSY, "/")
     parent, name = await find_parent(connection, path)
     try:
         await session.change("rmdir", parent=parent, name=name)

@@ -161,18 +161,31 @@ def test_delete(shared_cluster: Cluster) -> None:
         (("read", "/", "-"), "/: Is a directory"),
         (("size", "/"), "/: Is a directory"),
         (("delete", "/"), "/: Is a directory"),
+        (("rmdir", "/"), "/: Device or resource busy"),
+        (("read", "/here", "/nowhere/local"), "/nowhere: No such file or directory"),
         (("ls", "/../etc"), "..: a name cannot be empty, . or .."),
         (("stat", "/" + "n" * 256), f"{'n' * 256}: a name has at most 255 bytes"),
     ],
 )
 def test_a_mistake_is_one_line(shared_cluster: Cluster, arguments: tuple[str, ...], said: str) -> None:
+    shared_cluster.write("/here", b"", "--overwrite")
     assert shared_cluster.dcs(*arguments, expect=1).stderr.decode() == f"dcs: {said}\n"
 
 
-def test_wrong_usage_says_how_it_is_used(shared_cluster: Cluster) -> None:
-    for arguments in (("create", "only-one"), ("create", "--chunk-size", "1000", "-", "x"), ("nonsense",), ("up",)):
-        done = shared_cluster.dcs(*arguments, expect=2)
-        assert b"Usage: dcs" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("create", "only-one"), "Missing argument 'NAME' (see dcs create --help)"),
+        (("create", "--chunk-size", "1000", "-", "x"), "Invalid value for '--chunk-size': a power of two from 1KiB"),
+        (("hopeless",), "No such command 'hopeless' (see dcs --help)"),
+        ((), "Missing command (see dcs --help)"),
+        (("up",), "Invalid value: give a MOUNTPOINT, or --stop, or --status (see dcs up --help)"),
+    ],
+)
+def test_wrong_usage_is_one_line_too(shared_cluster: Cluster, arguments: tuple[str, ...], said: str) -> None:
+    done = shared_cluster.dcs(*arguments, expect=2)
+    assert done.stderr.decode().startswith(f"dcs: {said}")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_read_does_not_replace_a_device_or_pipe(shared_cluster: Cluster, tmp_path: Path) -> None:
@@ -193,6 +206,18 @@ def test_a_reader_that_goes_away_is_no_trouble(shared_cluster: Cluster) -> None:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(30) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", ["ls /", "nodes --json"])
+def test_a_listing_that_nobody_reads_is_no_trouble(shared_cluster: Cluster, command: str) -> None:
+    """As `dcs ls | head -1`; whether a line cannot be written, or all of it at the end."""
+    shared_cluster.write("/listed", b"", "--overwrite")
+    with shared_cluster.start_dcs(*command.split()) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         assert process.wait(30) == 128 + signal.SIGPIPE
         assert process.stderr.read() == b""

@@ -69,7 +69,7 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     if s["garbage_brake"]:
         yield "garbage waits", f"{s['garbage_brake']}; see dcs gc --dry-run, then dcs gc --confirm"
     if s["trash"]:
-        yield "trash", f"{s['trash']} files, {human_bytes(s['trash_bytes'])}; dcs trash shows them"
+        yield "trash", f"{s['trash']} files and directories, {human_bytes(s['trash_bytes'])}; dcs trash shows them"
     yield "scrub", scrub_age(s["nodes"], time.time())
     for trouble in disk_troubles(s["nodes"]):
         yield "disk", trouble
@@ -134,7 +134,7 @@ def _repair(r: dict[str, Any]) -> str:
 
 def drain(
     ctx: typer.Context,
-    node: Annotated[int, typer.Argument(min=1, max=65535, help="Its number, as `dcs nodes` shows it.")],
+    node: Annotated[int, typer.Argument(min=1, max=65535, metavar="NODE", help="Its number, as `dcs nodes` shows it.")],
     wait: Annotated[bool, typer.Option("--wait", help="Return when it may be switched off.")] = False,
 ) -> None:
     """Empty a storage node: it takes nothing new, and what it has is copied to others.
@@ -158,7 +158,7 @@ async def _is_drained(connection: Connection, node: int) -> bool:
 
 def undrain(
     ctx: typer.Context,
-    node: Annotated[int, typer.Argument(min=1, max=65535, help="Its number, as `dcs nodes` shows it.")],
+    node: Annotated[int, typer.Argument(min=1, max=65535, metavar="NODE", help="Its number, as `dcs nodes` shows it.")],
 ) -> None:
     """Let a storage node that was drained take new copies again."""
 
@@ -179,7 +179,11 @@ def explain(ctx: typer.Context, path: Name, json: Json = False) -> None:
     if json:
         print_json(found)
         return
-    print_facts((key.replace("_", " "), value) for key, value in found.items() if key not in ("chunks", "mode"))
+    print_facts(
+        (key.replace("_", " "), value)
+        for key, value in found.items()
+        if key not in ("chunks", "mode") and value is not None
+    )
     if not found["chunks"]:
         return
     typer.echo()

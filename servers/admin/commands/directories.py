@@ -22,7 +22,7 @@ Entry = tuple[bytes, Attributes]
 
 def ls(
     ctx: typer.Context,
-    path: Annotated[str, typer.Argument(metavar="[PATH]", help="A directory or a file.")] = "/",
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A directory or a file.")] = "/",
     long: Annotated[bool, typer.Option("-l", help="With mode, links, owner, size and time.")] = False,
     json: Json = False,
 ) -> None:

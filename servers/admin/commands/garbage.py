@@ -20,7 +20,7 @@ SHOWN = 50
 
 def gc(
     ctx: typer.Context,
-    extents: Annotated[list[str] | None, typer.Argument(metavar="[EXTENT]...", help="With --undo: only these.")] = None,
+    extents: Annotated[list[str] | None, typer.Argument(metavar="EXTENT", help="With --undo: only these.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, why and when.")] = False,
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Let garbage go though it is suspiciously much; for an hour.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ import typer
 
 from servers.admin.access import find_naming_urls, secret_file
 from servers.admin.commands.options import naming_urls
-from servers.admin.output import warn
+from servers.admin.errors import Problem
+from servers.admin.output import WIDE, warn
 
 UNMOUNT_SECONDS = 60.0
 """Twice what a mount may need to store what it holds."""
@@ -39,6 +41,8 @@ def mount(ctx: typer.Context, where: Mountpoint) -> None:
 
 def recover(ctx: typer.Context) -> None:
     """Make an empty Redis the volume again: python -m servers.naming.recover, with all options passed on."""
+    if find_spec("servers.naming") is None:
+        raise Problem("servers.naming is not installed here: where it is, python -m servers.naming.recover")
     file = secret_file(os.environ)
     environment = {**os.environ, **({"DCS_SECRET_FILE": os.fspath(file)} if file is not None else {})}
     sys.stdout.flush()
@@ -54,7 +58,7 @@ def umount(where: Mountpoint) -> None:
 
 
 def up(
-    where: Annotated[Path | None, typer.Argument(metavar="[MOUNTPOINT]")] = None,
+    where: Annotated[Path | None, typer.Argument(metavar="MOUNTPOINT")] = None,
     stop: Annotated[bool, typer.Option("--stop", help="Unmount and stop all of it; nothing is lost.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Show what runs where.")] = False,
 ) -> None:
@@ -65,17 +69,18 @@ def up(
     from servers.admin.cluster.settings import read_settings
 
     settings = read_settings()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     if [where is not None, stop, status].count(True) != 1:
         raise typer.BadParameter("give a MOUNTPOINT, or --stop, or --status")
     if stop:
         typer.echo("Stopped." if lifecycle.down(settings, warn) else "Nothing was running.")
     elif status:
         report = lifecycle.status(settings)
-        table.show(report, Console())
+        table.show(report, console)
         raise typer.Exit(0 if report.is_healthy else 1)
     elif where is not None:
         report = lifecycle.up(where, settings, warn)
         if not report.changed:
             typer.echo("It is running already; nothing was changed.")
-        table.show(report, Console())
+        table.show(report, console)
         typer.echo(table.try_next(report))
