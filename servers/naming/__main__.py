@@ -20,10 +20,14 @@ from servers.serving.access import RequireSecret, SecretError, load_secret
 from servers.serving.metered import MeteredApp, metered_lane
 from servers.serving.sealed import SealedApp
 from servers.serving.server import CannotListen, configure_logging, listen, serve
+from servers.serving.settings import settings_help, wrong_setting
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m servers.naming", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m servers.naming", description=__doc__, epilog=settings_help(NamingSettings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes any (PORT)")
     parser.add_argument("--port-file", type=Path, help="write the port there once it listens")
@@ -43,8 +47,7 @@ def main() -> int:
         bound = listen(settings.host, settings.port)
         asyncio.run(service.store.check())
     except ValidationError as error:
-        wrong = error.errors()[0]
-        print(f"naming server: {str(wrong['loc'][0]).upper()}: {wrong['msg']}", file=sys.stderr)
+        print(f"naming server: {wrong_setting(error)}", file=sys.stderr)
         return 1
     except (ValueError, SecretError, CannotListen, UnsafeRedis) as error:
         print(f"naming server: {error}", file=sys.stderr)

@@ -55,7 +55,9 @@ def address_of(bound: socket.socket) -> str:
 
 
 def configure_logging(level: str) -> None:
-    """One line per record on stderr; libraries' chatter only when it is a warning."""
+    """One line per record on stderr; libraries' chatter only when it is a warning. Raises ValueError."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ValueError(f"LOG_LEVEL={level}: debug, info, warning or error is wanted")
     logging.basicConfig(
         level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

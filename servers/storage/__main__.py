@@ -13,6 +13,7 @@ from servers.serving.access import RequireSecret, SecretError, load_secret
 from servers.serving.metered import MeteredApp, metered_lane
 from servers.serving.sealed import SealedApp
 from servers.serving.server import CannotListen, address_of, configure_logging, listen, serve
+from servers.serving.settings import settings_help, wrong_setting
 from servers.storage.app import create_app
 from servers.storage.data_directory import CannotStart
 from servers.storage.node import StorageNode
@@ -21,7 +22,10 @@ from servers.storage.settings import Settings
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m servers.storage", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m servers.storage", description=__doc__, epilog=settings_help(Settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--host", help="address to listen on (HOST)")
     parser.add_argument("--port", type=int, help="port to listen on; 0 takes any (PORT)")
     parser.add_argument("--port-file", type=Path, help="write the port there once it listens")
@@ -33,7 +37,10 @@ def main() -> int:
         secret = load_secret(settings.dcs_secret_file, settings.dcs_secret)
         bound = listen(settings.host, settings.port)
         node = StorageNode(settings, secret, address_of(bound))
-    except (ValidationError, ValueError, SecretError, CannotListen, CannotStart) as error:
+    except ValidationError as error:
+        print(f"storage node: {wrong_setting(error)}", file=sys.stderr)
+        return 1
+    except (ValueError, SecretError, CannotListen, CannotStart) as error:
         print(f"storage node: {error}", file=sys.stderr)
         return 1
     where = ", ".join(map(str, settings.data_dir))

@@ -168,6 +168,7 @@ def test_a_redis_that_would_lose_data_is_refused(make_cluster: MakeCluster, sett
         ({"CHUNK_SIZE": "1000"}, "CHUNK_SIZE"),
         ({"CHUNK_SIZE": "big"}, "CHUNK_SIZE"),
         ({"REPLICATION_FACTOR": "0"}, "REPLICATION_FACTOR"),
+        ({"LOG_LEVEL": "loud"}, "LOG_LEVEL"),
         ({"VOLUME": "a}b"}, "VOLUME"),
         ({"DCS_SECRET": ""}, "secret"),
         ({"DCS_SECRET_FILE": "/no/such/file"}, "secret"),
