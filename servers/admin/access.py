@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from servers.admin.errors import Problem
+from servers.admin.errors import Problem, one_line
 
 if TYPE_CHECKING:
     from servers.admin.cluster.home import Home
@@ -60,9 +60,11 @@ def _secret(environment: Mapping[str, str]) -> str:
                 f"No cluster secret: {os.fspath(file)} is not there; set DCS_SECRET_FILE or DCS_SECRET"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
-            raise Problem(f"Cannot read the cluster secret from {os.fspath(file)}: {error}") from error
+            raise Problem(f"Cannot read the cluster secret from {one_line(error)}") from error
     if not text.strip():
         raise Problem("The cluster secret is empty; set DCS_SECRET_FILE or DCS_SECRET")
+    if not (text.strip().isascii() and text.strip().isprintable()):  # It has to fit into a header.
+        raise Problem("The cluster secret is to be one line of ASCII; set DCS_SECRET_FILE or DCS_SECRET")
     return text.strip()
 
 

@@ -86,7 +86,7 @@ class NamingClient:
             deadline_seconds=deadline_seconds,
         )
         if answer.status != 200:
-            raise _failure(answer)
+            raise _failure(self._addresses[asked], answer)
         replies = unpack_replies(bytes(answer.body))
         if None in replies:
             self._leave(asked)  # It may be cut off from a Redis that the others reach.
@@ -103,11 +103,11 @@ class NamingClient:
     async def json(self, method: str, target: str, content: object = None) -> dict[str, Any]:
         """A JSON route's answer. Raises Refused or TryAgain with the server's words."""
         body = [json.dumps(content).encode()] if content is not None else []
-        _, answer = await self._ask(
+        asked, answer = await self._ask(
             method, target, body, first_byte_seconds=CONTROL_SECONDS, deadline_seconds=CONTROL_SECONDS
         )
         if answer.status >= 300:
-            raise _failure(answer)
+            raise _failure(self._addresses[asked], answer)
         reply: dict[str, Any] = json.loads(bytes(answer.body)) if len(answer.body) else {}
         return reply
 
@@ -155,11 +155,13 @@ class ServerRefused(DcsError):
         super().__init__(detail)
 
 
-def _failure(answer: Answer) -> DcsError:
+def _failure(address: str, answer: Answer) -> DcsError:
     try:
         detail = str(json.loads(bytes(answer.body))["detail"])
     except (ValueError, KeyError, TypeError):
         detail = bytes(answer.body[:200]).decode("utf-8", "replace") or f"HTTP status {answer.status}"
     if answer.status == 503:
         return Unavailable(detail)
+    if (answer.status, detail) == (404, "Not Found"):  # What a server says of a route that it does not have.
+        detail = f"{address} is not a naming server"
     return ServerRefused(answer.status, detail)

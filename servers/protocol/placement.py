@@ -64,9 +64,11 @@ def choose_nodes(
     Chosen with a probability that grows with free space and is less for slow nodes, on distinct racks
     while racks last; a live node on the client's own machine comes first. Raises TooFewNodes.
     """
-    free = {n.number: n for n in nodes if n.takes_copies and n.free_bytes > length and n.number not in avoid}
+    able = [n for n in nodes if n.takes_copies and n.number not in avoid]
+    free = {n.number: n for n in able if n.free_bytes > length}
     if len(free) < count:
-        raise TooFewNodes(f"Fewer than {count} storage servers available")
+        full = f": {len(able) - len(free)} have no room" if len(able) >= count else ""
+        raise TooFewNodes(f"Fewer than {count} storage servers available{full}")
     usual_ms = sorted(n.store_ms for n in free.values())[(len(free) - 1) // 2] if free else 0
     chosen: list[NodeView] = []
     if local is not None and local in free and count:

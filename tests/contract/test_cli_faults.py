@@ -238,3 +238,9 @@ def test_a_wrong_or_missing_secret_is_said(cluster: Cluster) -> None:
     assert b"does not accept this cluster's secret" in wrong.stderr
     missing = cluster.dcs("ls", expect=1, environment={"DCS_SECRET": ""})
     assert b"No cluster secret" in missing.stderr
+
+
+def test_another_server_is_told_from_a_naming_server(cluster: Cluster) -> None:
+    address = cluster.nodes[0].address
+    said = cluster.dcs("--naming-url", f"http://{address}", "ls", expect=1).stderr.decode()
+    assert said == f"dcs: {address} is not a naming server\n"

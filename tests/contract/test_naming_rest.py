@@ -85,7 +85,8 @@ def test_a_file_from_init_to_delete(rest: Rest) -> None:
         place = rest.place(file_id, index, len(piece))
         assert len({server["node"] for server in place["servers"]}) == 3
         rest.put(place, piece)
-    rest.ask("GET", "/files?name=story.txt", expect=404)
+    said = rest.ask("GET", "/files?name=story.txt", expect=404)
+    assert said["detail"] == "story.txt: No such file or directory"
     assert rest.ask("POST", f"/files/{file_id}/finalize", {})["size"] == 2500
     assert rest.ask("GET", f"/files/{file_id}/size") == {"size": 2500}
     assert rest.read("story.txt") == data

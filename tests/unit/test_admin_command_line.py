@@ -56,6 +56,12 @@ def test_no_secret_is_said_and_how_to_give_one(home: Path, environment: dict[str
         find_access("http://a:1", environment)
 
 
+def test_what_no_header_can_hold_is_no_secret_and_does_not_show(home: Path) -> None:
+    with pytest.raises(Problem, match="one line of ASCII") as caught:
+        find_access("http://a:1", {"DCS_SECRET": "hush\nhush"})
+    assert "hush" not in str(caught.value)
+
+
 def test_the_secret_does_not_show(home: Path) -> None:
     assert "hush" not in repr(find_access("http://a:1", {"DCS_SECRET": "hush-hush"}))
 

@@ -10,7 +10,7 @@ import pytest
 from servers.admin.cluster import ports
 from servers.admin.cluster.errors import ClusterProblem
 from servers.admin.cluster.ports import Choice, Ports
-from servers.admin.cluster.settings import ClusterSettings
+from servers.admin.cluster.settings import ClusterSettings, read_settings
 
 KEPT = Ports(7000, 7001, (7002, 7003, 7004))
 
@@ -47,6 +47,11 @@ def test_kept_ports_are_used_again(settings: Callable[..., ClusterSettings]) -> 
 def test_what_is_named_wins_over_what_was_kept(settings: Callable[..., ClusterSettings]) -> None:
     choice = choose(settings(naming_port=9000, storage_ports="1,2,3,4"), KEPT)
     assert choice.ports == Ports(7000, 9000, (1, 2, 3, 4))
+
+
+def test_a_single_storage_port_is_a_list_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DCS_STORAGE_PORTS", "5001")
+    assert read_settings().storage_ports == (5001,)
 
 
 @pytest.mark.parametrize("taken", [7000, 7001, 7003])

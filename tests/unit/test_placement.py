@@ -50,8 +50,10 @@ def test_the_chosen_are_distinct_and_fit(nodes: list[NodeView], count: int, leng
     fit = [n for n in nodes if n.state == "alive" and n.free_bytes > length and n.number != 2]
     chance = random.Random(seed)
     if len(fit) < count:
-        with pytest.raises(TooFewNodes, match=f"Fewer than {count} storage servers available"):
+        with pytest.raises(TooFewNodes, match=f"Fewer than {count} storage servers available") as caught:
             choose_nodes(nodes, count, length, chance, avoid={NodeNumber(2)}, local=NodeNumber(local))
+        alive = sum(n.state == "alive" and n.number != 2 for n in nodes)
+        assert ("have no room" in str(caught.value)) == (alive >= count)
         return
     chosen = choose_nodes(nodes, count, length, chance, avoid={NodeNumber(2)}, local=NodeNumber(local))
     assert len({n.number for n in chosen}) == count

@@ -114,7 +114,7 @@ def unmount(mountpoint: Path) -> None:
     if "busy" not in done.stderr:
         raise ClusterProblem(f"Cannot unmount {mountpoint}: {done.stderr.strip()}")
     who = ", ".join(users(mountpoint)) or "a process of another user"
-    raise MountBusy(f"{mountpoint} is in use by {who}; everything keeps running. End that, then stop again")
+    raise MountBusy(f"{mountpoint} is in use by {who}; everything keeps running. End that, then try again")
 
 
 def users(mountpoint: Path) -> list[str]:

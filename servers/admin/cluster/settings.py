@@ -32,7 +32,8 @@ class ClusterSettings(BaseSettings):
     @field_validator("storage_ports", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return value.split(",") if isinstance(value, str) else value
+        # A single number may come as one: it is JSON.
+        return str(value).split(",") if isinstance(value, str | int) else value
 
 
 def read_settings() -> ClusterSettings:

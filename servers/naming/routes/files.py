@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -140,6 +141,15 @@ def _parse_name(text: str) -> list[bytes]:
     return parts
 
 
+@contextlib.contextmanager
+def _about(path: bytes) -> Iterator[None]:
+    """A refusal names the path, not the verb."""
+    try:
+        yield
+    except Refused as error:
+        raise Refused(error.errno, escape(path)) from error
+
+
 FILE_ID = Annotated[str, Path(max_length=8 * PATH_BYTES_MAX, examples=["2.cmVxcw"])]
 
 
@@ -148,7 +158,8 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
     store, change = service.store, service.change
 
     async def resolve(path: list[bytes]) -> Attributes:
-        ino, blob = await store.ask("resolve", path=path)
+        with _about(b"/".join(path)):
+            ino, blob = await store.ask("resolve", path=path)
         return unpack_attributes(ino, blob)
 
     async def named(file: _FileId) -> Attributes:
@@ -159,7 +170,8 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         return attributes
 
     async def stub(file: _FileId) -> Attributes:
-        (blob,) = await store.ask("getattr", ino=file.ino)
+        with _about(file.path):
+            (blob,) = await store.ask("getattr", ino=file.ino)
         return unpack_attributes(file.ino, blob)
 
     async def segments(attributes: Attributes, first: int, count: int) -> dict[int, list[Segment]]:
@@ -227,10 +239,11 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
         await expect_stored(attributes)
         path = split_path(file.path)
         parent = (await resolve(path[:-1])).ino if len(path) > 1 else ROOT_INODE
-        await change(
-            "publish", ino=file.ino, parent=parent, name=path[-1], size=size, overwrite=overwrite,
-            version=attributes.data_version,
-        )  # fmt: skip
+        with _about(file.path):
+            await change(
+                "publish", ino=file.ino, parent=parent, name=path[-1], size=size, overwrite=overwrite,
+                version=attributes.data_version,
+            )  # fmt: skip
 
     async def expect_stored(attributes: Attributes) -> None:
         """Asks the nodes whether they have what was announced: nothing is published on trust."""
