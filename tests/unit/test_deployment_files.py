@@ -134,9 +134,10 @@ def test_every_package_in_an_image_has_hashes() -> None:
             assert re.fullmatch(r"[\w.-]+==\S+( \\\n    --hash=sha256:[0-9a-f]{64})+", package), package[:60]
 
 
-def test_the_example_of_env_names_the_variables_of_compose_yaml() -> None:
-    used = set(re.findall(r"\$\{(\w+):-", (CHECKOUT / "compose.yaml").read_text())) - {"IMAGE_TAG"}
-    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", (CHECKOUT / "compose.yaml").read_text()))
+def test_the_example_of_env_names_the_variables_of_the_compose_files() -> None:
+    files = "".join(file.read_text() for file in (CHECKOUT / "compose.yaml", *DEPLOY.glob("compose.*.yaml")))
+    defaults = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", files))
+    used = defaults.keys() - {"IMAGE_TAG"}
     shown = dict(re.findall(r"^(\w+)=(.*)", (CHECKOUT / ".env.example").read_text(), re.MULTILINE))
     assert shown.keys() == used
     assert shown == {name: defaults[name] for name in used}
