@@ -290,7 +290,9 @@ class ExtentStore:
         return blocks[start - at : end - at]
 
     def read_cached(self, replica: Replica, start: int, end: int) -> bytearray | None:
-        """As `read`, but None unless the kernel has it all in memory. Does not block."""
+        """As `read`, but None unless the kernel has it all in memory; nor of what was set aside. Does not block."""
+        if replica.is_set_aside:
+            return None
         piece = bytearray(end - start)
         try:
             count = os.preadv(replica.file.fd, [piece], start, os.RWF_NOWAIT)

@@ -107,22 +107,26 @@ class ExtentRoutes:
         try:
             extent = _extent(request)
             replica = self._store.opened(extent)
-            if replica is None:
-                return self._get_from_disk(request, extent)
-            start, end = _range(request, replica.footer.length)
-            small = end - start <= READ_AT_ONCE_BYTES_MAX
-            piece = self._store.read_cached(replica, start, end) if small else None
+            answer = self._get_at_once(request, replica) if replica is not None else None
         except REFUSALS as error:
             return refusal(error)
-        if piece is None:
-            return self._get_from_disk(request, extent)
-        return _data_reply(request, replica, start, piece)
+        return answer or self._get_from_disk(request, extent, replica)
 
-    async def _get_from_disk(self, request: LaneRequest, extent: ExtentId) -> LaneReply:
+    def _get_at_once(self, request: LaneRequest, replica: Replica) -> LaneReply | None:
+        """None unless it is little and in the kernel's memory."""
+        start, end = _range(request, replica.footer.length)
+        piece = self._store.read_cached(replica, start, end) if end - start <= READ_AT_ONCE_BYTES_MAX else None
+        return None if piece is None else _data_reply(request, replica, start, piece)
+
+    async def _get_from_disk(self, request: LaneRequest, extent: ExtentId, replica: Replica | None) -> LaneReply:
         budget, loop, threads = self._node.replies, asyncio.get_running_loop(), self._node.readers
         taken = 0
         try:
-            replica = await loop.run_in_executor(threads, self._store.open, extent)
+            if replica is None:
+                replica = await loop.run_in_executor(threads, self._store.open, extent)
+                answer = self._get_at_once(request, replica)  # Of a small replica the data came with its footer.
+                if answer is not None:
+                    return answer
             start, end = _range(request, replica.footer.length)
             await budget.take(end - start, REPLY_MEMORY_SECONDS)
             taken = end - start
