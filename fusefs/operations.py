@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
-import stat
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
@@ -37,7 +35,7 @@ from fusefs.errnos import errno_of
 from fusefs.kernel_clock import given_or_now
 from fusefs.vfs.directory_stream import DOT_COOKIE, DOT_DOT_COOKIE
 from fusefs.vfs.filesystem import Filesystem
-from fusefs.vfs.open_files import Shown
+from fusefs.vfs.open_files import Opened, Shown
 from servers.protocol.errors import DcsError
 from servers.protocol.ids import InodeNumber
 from servers.protocol.limits import NAME_BYTES_MAX, XATTR_NAME_BYTES_MAX
@@ -49,8 +47,6 @@ BLOCK_SIZE = 4096
 """st_blksize: what a program's buffers should be multiples of. Bytes."""
 STAT_BLOCK = 512
 """The unit of st_blocks, whatever st_blksize says; see stat(2)."""
-
-SET_IDS = stat.S_ISUID | stat.S_ISGID
 
 XATTR_NAMESPACES = (b"user.", b"trusted.", b"security.")
 
@@ -84,13 +80,6 @@ def guarded(handler: Handler[P, R]) -> Handler[P, R]:
             self.requests.observe(verb, perf_counter() - began, failed=failed)
 
     return call
-
-
-def _only_appends(flags: int) -> bool:
-    """Then each write(2) is to come as one request, past the kernel's pages: through them one that crosses a page comes
-    as two, and another mount's may land between them. Who may read, too, may want to map the file: mmap(2) needs
-    pages. Nor where a write ends what set-user-id gave: only through pages does the kernel tell us so."""
-    return flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
 
 
 class Operations(pyfuse3.Operations):
@@ -260,17 +249,12 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        handle, keep, shown = await self._fs.create(
-            InodeNumber(parent_inode), name, mode & 0o7777, ctx.uid, ctx.gid, flags
-        )
-        direct = _only_appends(flags) and not shown.attributes.mode & SET_IDS
-        return FileInfo(fh=handle, keep_cache=keep, direct_io=direct), _entry(shown)
+        opened, shown = await self._fs.create(InodeNumber(parent_inode), name, mode & 0o7777, ctx.uid, ctx.gid, flags)
+        return _file_info(opened), _entry(shown)
 
     @guarded
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        handle, keep = await self._fs.open(InodeNumber(inode), flags, privileged=ctx.uid == 0)
-        direct = _only_appends(flags) and not self._fs.files.mode_of(handle) & SET_IDS
-        return FileInfo(fh=handle, keep_cache=keep, direct_io=direct)
+        return _file_info(await self._fs.open(InodeNumber(inode), flags, privileged=ctx.uid == 0))
 
     @guarded
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
@@ -278,7 +262,7 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        return await self._fs.files.write(fh, off, buf)
+        return await self._fs.write(fh, off, buf)
 
     @guarded
     async def flush(self, fh: FileHandleT) -> None:
@@ -301,6 +285,10 @@ def _expect_namespace(name: bytes) -> None:
         raise FUSEError(errno.EINVAL)
     if len(name) > XATTR_NAME_BYTES_MAX:
         raise FUSEError(errno.ERANGE)
+
+
+def _file_info(opened: Opened) -> FileInfo:
+    return FileInfo(fh=opened.handle, keep_cache=opened.keeps_pages, direct_io=opened.direct)
 
 
 def _entry(shown: Shown) -> EntryAttributes:

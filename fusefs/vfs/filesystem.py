@@ -10,6 +10,7 @@ Runs in one trio task per request; between two awaits a verb is alone.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import WINDOW_CHUNKS
 from fusefs.vfs.directory_stream import DirectoryStream, Entry, learn_names
 from fusefs.vfs.handles import HandleTable
-from fusefs.vfs.open_files import OpenFiles, Shown
+from fusefs.vfs.open_files import Opened, OpenFiles, Shown, gives_privileges
 from servers.protocol.errors import DcsError, Refused
 from servers.protocol.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME, InodeNumber
 from servers.protocol.limits import FILE_BYTES_MAX, NAME_BYTES_MAX, TRASH_FILES_MAX
@@ -32,12 +33,15 @@ from servers.protocol.naming_api import (
     CHUNK_SIZE_ATTRIBUTE,
     RENAME_EXCHANGE,
     REPLICAS_ATTRIBUTE,
+    Attributes,
     pack_time,
 )
 from servers.protocol.placement import Space, cluster_space
 
 ENOENT, EEXIST, EINVAL, EFBIG, EROFS, ENAMETOOLONG, ENODATA, ESTALE = 2, 17, 22, 27, 30, 36, 61, 116
 CAPABILITY = b"security.capability"
+SETGID_TO_EXECUTE = stat.S_ISGID | stat.S_IXGRP
+"""Without the group's right to execute, set-group-id gives nothing."""
 
 
 class Filesystem:
@@ -324,8 +328,8 @@ class Filesystem:
 
     async def create(
         self, parent: InodeNumber, name: bytes, mode: int, uid: int, gid: int, flags: int
-    ) -> tuple[int, bool, Shown]:
-        """Makes and opens a file: a handle, whether the kernel's pages of it are still good, and its attributes."""
+    ) -> tuple[Opened, Shown]:
+        """Makes and opens a file."""
         self._writable(parent)
         asked_at = trio.current_time()
         try:
@@ -337,13 +341,10 @@ class Filesystem:
                 raise Refused(ESTALE) from error
             raise
         shown = self._made(parent, name, ino, blob, parent_blob, asked_at)
-        return *self.files.open(shown.attributes, [], flags), shown
+        return self.files.open(shown.attributes, [], flags), shown
 
-    async def open(self, ino: InodeNumber, flags: int, *, privileged: bool) -> tuple[int, bool]:
-        """A handle, and whether the kernel's pages of the file are still good.
-
-        Where that cuts the file, a caller who is not `privileged` ends what set-user-id gave.
-        """
+    async def open(self, ino: InodeNumber, flags: int, *, privileged: bool) -> Opened:
+        """Where that cuts the file, a caller who is not `privileged` ends what set-user-id gave."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._changeable(ino)
         if flags & os.O_TRUNC:
@@ -351,3 +352,22 @@ class Filesystem:
         asked_at = trio.current_time()
         blob, rows = await self._ask("look", ino=ino, chunks=WINDOW_CHUNKS)
         return self.files.open(self._cache.put(ino, blob, asked_at), rows, flags)
+
+    async def write(self, handle: int, offset: int, data: bytes) -> int:
+        known = self.files.written_directly(handle)
+        if known is not None and gives_privileges(known):
+            await self._end_privileges(known)
+        return await self.files.write(handle, offset, data)
+
+    async def _end_privileges(self, known: Attributes) -> None:
+        """As the kernel does before a write through its pages. Nobody tells whether the writer is privileged to keep
+        set-user-id; so nobody is."""
+        if known.mode & stat.S_ISUID or known.mode & SETGID_TO_EXECUTE == SETGID_TO_EXECUTE:
+            await self.setattr(known.ino, strip=True)
+            self.files.tell_stale(known.ino)
+        if known.xattrs:
+            try:
+                await self.removexattr(known.ino, CAPABILITY)
+            except Refused as error:
+                if error.errno != ENODATA:
+                    raise

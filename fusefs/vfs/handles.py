@@ -20,6 +20,8 @@ class FileHandle:
     writes: bool
     noatime: bool
     """Opened with O_NOATIME: reading it leaves no trace."""
+    direct: bool
+    """What is written comes past the kernel's pages, and nobody tells who writes it."""
     failures_told: int = 0
     pattern: ReadPattern = field(default_factory=ReadPattern)
 

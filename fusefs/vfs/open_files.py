@@ -12,9 +12,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -54,6 +55,7 @@ KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
 LAST_MOMENT_SECONDS = 2.0
 VERSIONS_MAX = 100_000
+SET_IDS = stat.S_ISUID | stat.S_ISGID
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,26 @@ class Shown:
     attributes: Attributes
     seconds: float
     entry_seconds: float = 0.0
+
+
+class Opened(NamedTuple):
+    handle: int
+    keeps_pages: bool
+    """Whether the kernel's pages of the file are still good."""
+    direct: bool
+    """Whether what is read and written is to come past them."""
+
+
+def _only_appends(flags: int) -> bool:
+    """Then each write(2) is to come as one request, past the kernel's pages: through them one that crosses a page comes
+    as two, and another mount's may land between them. Who may read, too, may want to map the file: mmap(2) needs
+    pages."""
+    return flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+
+
+def gives_privileges(attributes: Attributes) -> bool:
+    """Who runs the file may get what a write ends: only through pages does the kernel see to that."""
+    return bool(attributes.mode & SET_IDS or attributes.xattrs)
 
 
 class OpenFiles:
@@ -195,8 +217,8 @@ class OpenFiles:
 
     # ── opening
 
-    def open(self, attributes: Attributes, rows: list[Any], flags: int) -> tuple[int, bool]:
-        """A handle, and whether the kernel's pages of the file are still good. `rows` begin its chunk map."""
+    def open(self, attributes: Attributes, rows: list[Any], flags: int) -> Opened:
+        """`rows` begin its chunk map."""
         ino = attributes.ino
         self._session.saw(attributes.ctime_ns)
         inode = self._open.get(ino)
@@ -208,9 +230,8 @@ class OpenFiles:
             inode.map.begin(attributes.data_version, attributes.size, rows)
         keep = self._versions.get(ino) == attributes.data_version
         self._note_version(self._versions, ino, attributes.data_version)
-        if self._told.get(ino) != attributes.data_version and self.on_stale_attributes is not None:
-            # The kernel may still believe an older size, and would end the reads of this handle there.
-            self.on_stale_attributes(ino)
+        if self._told.get(ino) != attributes.data_version:
+            self.tell_stale(ino)  # The kernel may still believe an older size, and would end this handle's reads there.
         reads = flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_NOATIME
         if keep and reads and self._accesses.is_due(ino, attributes.atime_ns, inode.changed_ns):
             # What the kernel has it reads without us. A small file is read from us once more; of others and of
@@ -222,12 +243,19 @@ class OpenFiles:
         handle = FileHandle(
             inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
             writes=flags & os.O_ACCMODE != os.O_RDONLY, noatime=bool(flags & os.O_NOATIME),
-            failures_told=inode.writer.failures,
+            direct=_only_appends(flags) and not gives_privileges(attributes), failures_told=inode.writer.failures,
         )  # fmt: skip
-        return self._files.add(handle), keep
+        return Opened(self._files.add(handle), keep, handle.direct)
 
-    def mode_of(self, handle: int) -> int:
-        return self._files[handle].inode.attributes.mode
+    def tell_stale(self, ino: InodeNumber) -> None:
+        """The kernel's attributes of it are not right any more."""
+        if self.on_stale_attributes is not None:
+            self.on_stale_attributes(ino)
+
+    def written_directly(self, handle: int) -> Attributes | None:
+        """Of the handle's file, when the kernel's pages do not see what is written."""
+        file = self._files[handle]
+        return file.inode.attributes if file.direct else None
 
     def _note_version(self, table: dict[InodeNumber, int], ino: InodeNumber, version: int) -> None:
         table[ino] = version

@@ -186,8 +186,11 @@ class Comparison:
                 difference = kept(one, plain, mounted)
                 if difference is None:
                     raise AssertionError(f"call {number}, {one}\n{_difference(plain, mounted)}")
-                if difference.leaves_setgid:
-                    self._plain.set_setgid([seen.target for seen in mounted.seen if seen not in plain.seen])
+                if difference.keeps_mode_of:
+                    trees = {"plain": self._plain, "mounted": self._mounted}
+                    giver = trees.pop(difference.keeps_mode_of)
+                    (taker,) = trees.values()
+                    taker.take_modes(giver, [seen.target for seen in mounted.seen if seen not in plain.seen])
             if number % SURVEY_EVERY == 0 or number == len(BEGINNING) + len(todo):
                 self._expect_same(f"after call {number}, {one}")
 

@@ -31,6 +31,11 @@ def _write(path: Path) -> None:
         os.write(descriptor, b"new")
 
 
+def _append(path: Path) -> None:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        os.write(descriptor, b"new")
+
+
 def _ftruncate(path: Path) -> None:
     with opened(path, os.O_WRONLY) as descriptor:
         os.ftruncate(descriptor, 2)
@@ -38,6 +43,7 @@ def _ftruncate(path: Path) -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "write": _write,
+    "append": _append,
     "truncate": lambda path: os.truncate(path, 2),
     "truncate up": lambda path: os.truncate(path, 20),
     "truncate to its size": lambda path: os.truncate(path, 4),
@@ -90,6 +96,30 @@ def test_changed_content_and_owners_clear_capabilities(beside: Beside, user: str
             with acting_as(USERS[user]):
                 result = attempt(change, path)
             found[name] = (result, os.listxattr(path), attempt(os.getxattr, path, "security.capability"))
+        return found
+
+    beside.same(deed)
+
+
+def test_appending_ends_what_was_given_since_the_descriptor_was_opened(beside: Beside) -> None:
+    """What a file lets others do is over when its content changes, whoever opened it when it let them do nothing."""
+
+    def deed(place: Path) -> Any:
+        found: dict[Any, Any] = {}
+        for mode in (0o4777, 0o2777, 0o6777, 0o777):
+            path = place / f"{mode:o}"
+            path.write_bytes(b"here")
+            os.chown(path, ALICE.uid, ALICE.gid)
+            path.chmod(0o777)
+            with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+                path.chmod(mode)
+                os.setxattr(path, "security.capability", CAPABILITY)
+                os.setxattr(path, "user.kept", b"value")
+                with acting_as(ALICE):
+                    result = attempt(os.write, descriptor, b"more")
+                    at_once = (facts(path), os.listxattr(path))
+                    again = attempt(os.write, descriptor, b"and more")
+            found[path.name] = (result, at_once, again, facts(path), os.listxattr(path), path.read_bytes())
         return found
 
     beside.same(deed)

@@ -92,10 +92,13 @@ class Tree:
             result = _or_errno(lambda: getattr(self, call.verb)(*call.targets, *call.rest))
         return Outcome(result, tuple(_seen(t, b, self._look(t)) for t, b in zip(targets, before, strict=True)))
 
-    def set_setgid(self, targets: Sequence[Target]) -> None:
-        os.fchdir(self._root)
+    def take_modes(self, other: Tree, targets: Sequence[Target]) -> None:
+        """Files get the modes that they have there."""
         for target in targets:
-            os.chmod(self._file(target), stat.S_IMODE(os.stat(self._file(target)).st_mode) | stat.S_ISGID)
+            os.fchdir(other._root)
+            mode = stat.S_IMODE(os.stat(other._file(target)).st_mode)
+            os.fchdir(self._root)
+            os.chmod(self._file(target), mode)
 
     def survey(self) -> dict[Target, Any]:
         """All that is in the tree and in the slots; objects that are one file say which path was met first."""
