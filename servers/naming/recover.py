@@ -63,9 +63,12 @@ class CannotRecover(DcsError):
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="dcs recover", description=__doc__.split("\n")[0])
-    parser.add_argument("--redis-url", default=os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
-    parser.add_argument("--volume", default=os.environ.get("VOLUME", "main"))
-    parser.add_argument("--nodes", required=True, metavar="HOST:PORT,...", help="all storage nodes")
+    parser.add_argument(
+        "--redis-url", metavar="URL", default=os.environ.get("REDIS_URL", "redis://localhost:6379/0"),
+        help="the empty Redis (REDIS_URL; redis://localhost:6379/0)",
+    )  # fmt: skip
+    parser.add_argument("--volume", default=os.environ.get("VOLUME", "main"), help="its name in Redis (VOLUME; main)")
+    parser.add_argument("--nodes", required=True, metavar="HOST:PORT,...", help="all storage nodes that are left")
     parser.add_argument("--no-snapshot", action="store_true", help="rebuild from the replicas alone")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="dcs recover: %(message)s")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -196,3 +197,12 @@ def test_an_inventory_that_cannot_be_complete_decides_nothing(careful: Cluster) 
     finally:
         (node.data_dir / "hidden").rename(hidden)
     wait_for(lambda: not has(node, garbage), "it is deleted once the node tells all that it holds")
+
+
+def test_the_manual_tool_says_what_is_no_directory_of_a_node(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "servers.storage.tools.gc", "--data-dir", str(tmp_path)],
+        env={"DCS_SECRET": "secret-secret"}, cwd=CHECKOUT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == f"gc: {tmp_path} is not the directory of a storage node: see --data-dir\n"

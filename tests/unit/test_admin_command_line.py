@@ -8,6 +8,7 @@ import pytest
 import typer
 
 from servers.admin.access import DEFAULT_NAMING_URL, find_access, find_naming_urls, secret_file
+from servers.admin.commands import local
 from servers.admin.commands.files import chunk_size
 from servers.admin.errors import Problem, about, one_line
 from servers.protocol.errors import Refused
@@ -64,6 +65,13 @@ def test_what_no_header_can_hold_is_no_secret_and_does_not_show(home: Path) -> N
 
 def test_the_secret_does_not_show(home: Path) -> None:
     assert "hush" not in repr(find_access("http://a:1", {"DCS_SECRET": "hush-hush"}))
+
+
+def test_recover_says_where_it_runs_when_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the image of the mount there is no naming server."""
+    monkeypatch.setattr(local, "find_spec", lambda name: None)
+    with pytest.raises(Problem, match=r"python -m servers\.naming\.recover"):
+        local.recover(None)  # type: ignore[arg-type]  # It is not looked at.
 
 
 def test_an_error_is_one_printable_line() -> None:

@@ -26,8 +26,13 @@ from servers.serving.access import SecretError, load_secret
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m servers.storage.tools.gc", description=__doc__.split("\n")[0])
-    parser.add_argument("--data-dir", default=os.environ.get("DATA_DIR", "/data"), help="one a disk, comma separated")
-    parser.add_argument("--naming-url", default=os.environ.get("NAMING_URL", "http://localhost:8000"))
+    parser.add_argument(
+        "--data-dir", default=os.environ.get("DATA_DIR", "/data"), help="one a disk, comma separated (DATA_DIR; /data)"
+    )
+    parser.add_argument(
+        "--naming-url", default=os.environ.get("NAMING_URL", "http://localhost:8000"),
+        help="naming servers, comma separated (NAMING_URL; http://localhost:8000)",
+    )  # fmt: skip
     parser.add_argument("--delete", action="store_true", help="have those deleted whose grace is over")
     arguments = parser.parse_args()
     try:
@@ -41,7 +46,12 @@ def main() -> int:
 
 
 async def _collect(roots: Sequence[Path], naming_url: str, secret: str, *, delete: bool) -> int:
-    node = (roots[0] / "node.uuid").read_text("ascii").strip()
+    try:
+        node = (roots[0] / "node.uuid").read_text("ascii").strip()
+    except (FileNotFoundError, NotADirectoryError, IndexError) as error:
+        raise ValueError(
+            f"{', '.join(map(str, roots))} is not the directory of a storage node: see --data-dir"
+        ) from error
     transport = HttpxTransport(secret)
     try:
         naming = NamingClient(transport, naming_url)
