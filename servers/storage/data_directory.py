@@ -22,7 +22,7 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,8 @@ BUCKETS = 256
 TMP_DIRECTORIES = 64
 """ext4 makes an inode near its directory, and there it looks past every inode deleted in the last five minutes: after
 a large deletion a store would take 20 times as long. Directories far from each other share that out."""
+ONE_BY_ONE_MAX = 16
+"""So many directories are synced each for itself, without what others have written; more with the file system."""
 RESERVE_BYTES_MAX = 1024 * MIB
 """Kept free unless told otherwise, or a hundredth of a smaller disk: deleting and starting need room too."""
 
@@ -139,8 +141,13 @@ class DataDirectory:
         free = max(0, state.f_bavail * state.f_frsize + reclaimable_bytes - self._reserve_bytes)
         return DiskSpace(free, state.f_blocks * state.f_frsize, self._space)
 
-    def sync(self) -> None:
-        """All that was made, moved or removed here before this call is so on stable storage. Raises OSError."""
+    def sync_names(self, extents: Collection[ExtentId]) -> None:
+        """Which of the extents have a replica here is so on stable storage, too. Raises OSError."""
+        buckets = {self.bucket(extent) for extent in extents}
+        if len(buckets) <= ONE_BY_ONE_MAX:
+            for bucket in buckets:
+                sync_directory(bucket)
+            return
         fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sync_file_system(fd)

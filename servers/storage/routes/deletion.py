@@ -86,7 +86,7 @@ def _delete_all(node: StorageNode, extents: Sequence[ExtentId]) -> list[str]:
     for disk in node.disks:
         if disk.health.state is DiskState.GOOD:
             try:
-                disk.directory.sync()
+                disk.directory.sync_names(extents)
             except OSError as error:
                 disk.health.note(error)
     return failed
