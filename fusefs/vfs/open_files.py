@@ -75,11 +75,11 @@ class Opened(NamedTuple):
     """Whether what is read and written is to come past them."""
 
 
-def _only_appends(flags: int) -> bool:
+def _appends(flags: int) -> bool:
     """Then each write(2) is to come as one request, past the kernel's pages: through them one that crosses a page comes
-    as two, and another mount's may land between them. Who may read, too, may want to map the file: mmap(2) needs
-    pages."""
-    return flags & (os.O_ACCMODE | os.O_APPEND) == os.O_WRONLY | os.O_APPEND
+    as two, and another mount's may land between them. And the kernel would store the pages of a shared mapping
+    through this handle, where nobody can tell them from what is appended; so it refuses such a mapping."""
+    return bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def gives_privileges(attributes: Attributes) -> bool:
@@ -243,7 +243,7 @@ class OpenFiles:
         handle = FileHandle(
             inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
             writes=flags & os.O_ACCMODE != os.O_RDONLY, noatime=bool(flags & os.O_NOATIME),
-            direct=_only_appends(flags) and not gives_privileges(attributes), failures_told=inode.writer.failures,
+            direct=_appends(flags) and not gives_privileges(attributes), failures_told=inode.writer.failures,
         )  # fmt: skip
         return Opened(self._files.add(handle), keep, handle.direct)
 

@@ -82,7 +82,7 @@ KEPT = [
         keeps_mode_of="mounted",
     ),
     Difference(
-        "through a descriptor that only appends, root's writes end set-user-id too, where it was given after the open",
+        "through a descriptor that appends, root's writes end set-user-id too, where it was given after the open",
         "such writes come past the kernel's pages, and pyfuse3 does not tell whose they are: so it ends for all",
         lambda call, plain, mounted: (
             call.verb in ("write", "pwrite", "copy_file_range") and call.user == 0 and _loses_set_ids(plain, mounted)

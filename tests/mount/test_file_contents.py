@@ -195,3 +195,18 @@ def test_a_write_beyond_the_largest_file_is_refused(place: Path) -> None:
             os.pwrite(descriptor, b"x", 1 << 52)
         os.pwrite(descriptor, b"ok", 0)
     assert (place / "f").read_bytes() == b"ok"
+
+
+def test_what_is_open_to_be_read_and_appended_to_cannot_be_mapped_shared(place: Path) -> None:
+    """The kernel would store the changed pages as what is appended: they would land at the end of the file."""
+    (place / "f").write_bytes(b"content" * 1000)
+    with opened(place / "f", os.O_RDWR | os.O_APPEND) as descriptor:
+        with refused(errno.ENODEV):
+            mmap.mmap(descriptor, 0)
+        with mmap.mmap(descriptor, 0, mmap.MAP_PRIVATE) as private:
+            private[0:5] = b"mine!"
+        os.write(descriptor, b"end")
+        assert os.pread(descriptor, 7, 0) == b"content"
+    with opened(place / "f", os.O_RDWR) as descriptor, mmap.mmap(descriptor, 0) as shared:
+        shared[0:7] = b"changed"
+    assert (place / "f").read_bytes() == b"changed" + b"content" * 999 + b"end"

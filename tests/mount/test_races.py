@@ -241,7 +241,8 @@ path, who, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for number in range(count):
     # Each line by an open and a close of its own, or several through one descriptor.
     if number % 10 == 0:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        access = os.O_RDWR if int(who) % 4 < 2 else os.O_WRONLY
+        descriptor = os.open(path, access | os.O_APPEND | os.O_CREAT)
     line = f"{who} {number} " + "x" * (number * 37 % 300) + "\\n"
     assert os.write(descriptor, line.encode()) == len(line)
     if number % 10 == 9:
