@@ -36,7 +36,7 @@ from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, Unavailable
 from servers.protocol.geometry import Segment, overlay, spans
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
-from servers.protocol.limits import CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX, SEGMENTS_PER_COMMIT_MAX
+from servers.protocol.limits import APPENDED_CHUNKS_MAX, CHUNKS_PER_CALL_MAX, FILE_BYTES_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes, pack_nodes, pack_segments, pack_time
 from servers.protocol.storage_api import flat_places
 
@@ -180,7 +180,7 @@ class FileWriter:
         write is after that. Raises Refused(EFBIG), and Unavailable when the mount is full and stays so."""
         appending = append_at is not None
         await self._parts.budget.wait_for_room(len(data), FLUSH_DEADLINE_SECONDS)
-        while appending != self._appending and self.is_dirty:
+        while self.is_dirty and (appending != self._appending or (appending and self._is_too_long(len(data)))):
             await self.flush(sync=False)
         if append_at is not None:
             held_at = max(append_at(), self.end)
@@ -206,6 +206,10 @@ class FileWriter:
         # This mount knows the volume's time only roughly: never as before what already happened.
         self.mtime_ns = max(self._parts.now_ns(), changed_ns() + 1, self.mtime_ns + 1)
         return len(data)
+
+    def _is_too_long(self, more: int) -> bool:
+        """With so many bytes more, what was appended would not go into one commit; and it may not go in several."""
+        return self.bytes + more > APPENDED_CHUNKS_MAX * self._chunk_size
 
     def _seal(self, index: int, *, sync: bool = False) -> None:
         sealed = _Sealed(self._dirty.pop(index))

@@ -18,7 +18,7 @@ from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
-from servers.protocol.limits import SEGMENTS_PER_COMMIT_MAX
+from servers.protocol.limits import APPENDED_CHUNKS_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes, unpack_nodes
 
 CHUNK = 1024
@@ -70,8 +70,10 @@ class MadeUp:
         self.lost += count
 
 
-def make_writer(world: MadeUp, nursery: trio.Nursery) -> tuple[FileWriter, WriteBudget]:
-    budget = WriteBudget(1 << 20, lambda: None)
+def make_writer(
+    world: MadeUp, nursery: trio.Nursery, budget_bytes: int = 1 << 20
+) -> tuple[FileWriter, WriteBudget]:
+    budget = WriteBudget(budget_bytes, lambda: None)
 
     async def barrier(nodes: object, enough: object, deadline: float) -> set[NodeNumber]:
         return set(world.confirming)
@@ -305,3 +307,16 @@ async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:
         assert (world.lost, world.moves) == (3 * CHUNK, 1)
         await writer.flush(sync=False)
         assert writer.failures == 1
+
+
+async def test_what_is_appended_while_the_nodes_are_slow_still_goes_into_commits_that_are_taken() -> None:
+    """A write to the end is whole, so what waits is committed in one step: not more may wait than fits into one."""
+    world = MadeUp()
+    piece = b"x" * 512 * CHUNK
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery, budget_bytes=16 << 20)
+        for _ in range(10):
+            await writer.write(0, piece, append_at=lambda: len(world.content))
+        await writer.flush(sync=False)
+    assert bytes(world.content) == 10 * piece
+    assert all(sum(commit["append"][1::3]) <= APPENDED_CHUNKS_MAX * CHUNK for commit in world.commits)
