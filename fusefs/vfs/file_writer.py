@@ -147,6 +147,8 @@ class FileWriter:
         """Written and not committed."""
         self.mtime_ns = 0
         """Of the last write that is not committed; 0 when there is none."""
+        self._in_vain: list[_Sealed] = []
+        """What was given up though it is stored, or on its way."""
         self._taken = 0
         """How many writes were taken so far."""
         self._stored = self._synced = 0
@@ -448,6 +450,19 @@ class FileWriter:
         """Nobody can ever read what is written: it need not be stored."""
         self._drop_all()
 
+    @property
+    def has_stored_in_vain(self) -> bool:
+        return bool(self._in_vain)
+
+    async def stored_in_vain(self) -> list[ExtentId | bytes]:
+        """The extents, each with its nodes, that were stored for what was given up; those on their way are waited for.
+        Whoever asks has them: nobody is told twice."""
+        given_up, self._in_vain = self._in_vain, []
+        for sealed in given_up:
+            await sealed.done.wait()
+        stored = [sealed.stored for sealed in given_up if sealed.stored is not None]
+        return [part for one in stored for part in (one.extent, pack_nodes(one.nodes))]
+
     def _drop_all(self) -> None:
         for chunk in self._dirty.values():
             self._parts.budget.free(chunk.bytes)
@@ -457,6 +472,7 @@ class FileWriter:
             sealed.dropped = True
             if not sealed.uploading:
                 self._let_go(sealed)
+        self._in_vain += [sealed for sealed in self._sealed if sealed.uploading or sealed.stored is not None]
         self._sealed.clear()
         self.end = self.mtime_ns = self.bytes = 0
 

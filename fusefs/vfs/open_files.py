@@ -54,6 +54,8 @@ RETRY_FAILED_SECONDS = 2.0
 KEEP_FAILED_SECONDS = 600.0
 """How long data that could not be stored is tried again after the last close."""
 LAST_MOMENT_SECONDS = 2.0
+UNUSED_MAX = 1024
+"""Extents that are condemned in one operation."""
 VERSIONS_MAX = 100_000
 SET_IDS = stat.S_ISUID | stat.S_ISGID
 
@@ -391,7 +393,7 @@ class OpenFiles:
         if inode.writer.is_dirty:
             self._nursery.start_soon(self._store_later, inode)
         else:
-            self._forget(inode)
+            self._end(inode)
 
     async def _store_later(self, inode: OpenInode) -> None:
         end_at = trio.current_time() + KEEP_FAILED_SECONDS
@@ -405,7 +407,7 @@ class OpenFiles:
                     inode.writer.discard()
         if not inode.handles:
             self._give_up(inode)
-            self._forget(inode)
+            self._end(inode)
 
     async def _is_gone(self, ino: InodeNumber) -> bool:
         """The file has no name any more. Where nobody can say, it may have one."""
@@ -424,6 +426,25 @@ class OpenFiles:
     def _lost(self, ino: InodeNumber, count: int) -> None:
         self.lost_bytes += count
         log.error("inode %d (%r): %d written bytes are lost", ino, self._cache.name_of(ino), count)
+
+    def _end(self, inode: OpenInode) -> None:
+        """Nothing is left to be stored, and nobody has it open."""
+        if inode.attributes.nlink == 0 and inode.writer.has_stored_in_vain:
+            self._nursery.start_soon(self._condemn, inode)
+        else:
+            self._forget(inode)
+
+    async def _condemn(self, inode: OpenInode) -> None:
+        """Gives back the space of what was stored before it was given up, while the metadata still knows the inode.
+        Otherwise it would count as on its way for as long as this mount lives."""
+        try:
+            unused = await inode.writer.stored_in_vain()
+            for at in range(0, len(unused), 2 * UNUSED_MAX):
+                some = unused[at : at + 2 * UNUSED_MAX]
+                await self._session.ask("commit", ino=inode.ino, chunks=[], end=0, synced=True, unused=some)
+        except DcsError as error:
+            log.info("inode %d: what was stored in vain is found when this mount has ended: %s", inode.ino, error)
+        self._forget(inode)
 
     def _forget(self, inode: OpenInode) -> None:
         if self._open.get(inode.ino) is inode and not inode.handles:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.commands import MIB, opened, refused, run, sha256_of, write_pattern
+from tests.support.processes import wait_for
 
 LARGE_MIB = int(os.environ.get("DCS_TEST_LARGE_MIB", "512"))
 MEMORY_MIB_MAX = 500
@@ -210,3 +211,18 @@ def test_what_is_open_to_be_read_and_appended_to_cannot_be_mapped_shared(place: 
     with opened(place / "f", os.O_RDWR) as descriptor, mmap.mmap(descriptor, 0) as shared:
         shared[0:7] = b"changed"
     assert (place / "f").read_bytes() == b"changed" + b"content" * 999 + b"end"
+
+
+def test_the_space_of_a_file_that_was_removed_before_it_was_closed_comes_back(place: Path, mounted: Cluster) -> None:
+    """Full chunks were stored while it was written, and no file ever showed them. The mount goes on living."""
+    os.setxattr(place, "user.dcs.chunk_size", b"65536")
+
+    def held() -> set[str]:
+        return set().union(*(node.extents() for node in mounted.nodes))
+
+    before = held()
+    with opened(place / "f", os.O_RDWR | os.O_CREAT) as descriptor:
+        (place / "f").unlink()
+        os.write(descriptor, b"x" * 10 * 65536)
+        wait_for(lambda: len(held() - before) >= 10, "the chunks are stored")
+    wait_for(lambda: not held() - before, "the nodes have nothing of it any more", 60)

@@ -70,9 +70,7 @@ class MadeUp:
         self.lost += count
 
 
-def make_writer(
-    world: MadeUp, nursery: trio.Nursery, budget_bytes: int = 1 << 20
-) -> tuple[FileWriter, WriteBudget]:
+def make_writer(world: MadeUp, nursery: trio.Nursery, budget_bytes: int = 1 << 20) -> tuple[FileWriter, WriteBudget]:
     budget = WriteBudget(budget_bytes, lambda: None)
 
     async def barrier(nodes: object, enough: object, deadline: float) -> set[NodeNumber]:
