@@ -282,6 +282,7 @@ class FileWriter:
             await self._flushing.acquire()
         if waiting.cancelled_caught:
             raise Unavailable(f"an earlier flush goes on for more than {seconds:g} s")
+        failures = self.failures
         try:
             if self.is_dirty and taken > (self._synced if sync else self._stored):
                 await self._flush(sync, deadline)
@@ -290,6 +291,8 @@ class FileWriter:
             raise
         finally:
             self._flushing.release()
+        if self.failures != failures and self.last_error is not None:
+            raise self.last_error  # It was given up meanwhile.
 
     def _failed(self, error: DcsError) -> None:
         self.failures += 1
@@ -449,6 +452,13 @@ class FileWriter:
     def discard(self) -> None:
         """Nobody can ever read what is written: it need not be stored."""
         self._drop_all()
+
+    def give_up(self) -> None:
+        """What is written is lost. Whoever flushes it now is told, and every handle, once."""
+        self._parts.lost(self._ino, self.bytes)
+        self._drop_all()
+        self.failures += 1
+        self.last_error = Unavailable("written data could not be stored, and is given up")
 
     @property
     def has_stored_in_vain(self) -> bool:

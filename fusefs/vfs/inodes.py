@@ -17,13 +17,27 @@ from servers.protocol.naming_api import Attributes
 
 
 class OpenInode:
-    __slots__ = ("attributes", "handles", "ino", "map", "reader", "writer", "written_in", "written_over")
+    __slots__ = (
+        "attributes",
+        "handles",
+        "ino",
+        "is_stored_later",
+        "kept_until",
+        "map",
+        "reader",
+        "writer",
+        "written_in",
+        "written_over",
+    )
 
     def __init__(self, attributes: Attributes, chunks: ChunkMap, reader: FileReader, writer: FileWriter) -> None:
         self.ino: InodeNumber = attributes.ino
         self.attributes = attributes
         """As last committed, by anybody."""
         self.handles = 0
+        self.is_stored_later = False
+        """A task of its own tries again and again to store what its handles left, until `kept_until`."""
+        self.kept_until = 0.0
         self.written_in = SessionNumber(0)
         """The session in which what is not committed was begun, or committed last."""
         self.written_over = 0

@@ -386,18 +386,20 @@ class OpenFiles:
         file = self._files.pop(handle)
         inode = file.inode
         inode.handles -= 1
+        if file.writes:
+            inode.kept_until = trio.current_time() + KEEP_FAILED_SECONDS
         if inode.handles:
             return
         if inode.attributes.nlink == 0:
             inode.writer.discard()
-        if inode.writer.is_dirty:
-            self._nursery.start_soon(self._store_later, inode)
-        else:
+        if not inode.writer.is_dirty:
             self._end(inode)
+        elif not inode.is_stored_later:
+            inode.is_stored_later = True
+            self._nursery.start_soon(self._store_later, inode)
 
     async def _store_later(self, inode: OpenInode) -> None:
-        end_at = trio.current_time() + KEEP_FAILED_SECONDS
-        while inode.writer.is_dirty and not inode.handles and trio.current_time() < end_at:
+        while inode.writer.is_dirty and not inode.handles and trio.current_time() < inode.kept_until:
             try:
                 await inode.writer.flush(sync=False)
             except DcsError as error:
@@ -405,6 +407,7 @@ class OpenFiles:
                 await trio.sleep(RETRY_FAILED_SECONDS)
                 if await self._is_gone(inode.ino) and not inode.handles:
                     inode.writer.discard()
+        inode.is_stored_later = False
         if not inode.handles:
             self._give_up(inode)
             self._end(inode)
@@ -420,8 +423,7 @@ class OpenFiles:
 
     def _give_up(self, inode: OpenInode) -> None:
         if inode.writer.is_dirty:
-            self._lost(inode.ino, inode.writer.bytes)
-            inode.writer.discard()
+            inode.writer.give_up()
 
     def _lost(self, ino: InodeNumber, count: int) -> None:
         self.lost_bytes += count
@@ -518,18 +520,20 @@ class OpenFiles:
 
     async def flush_all(self) -> None:
         """Before the mount ends: everything is stored and committed, or counted in `lost_bytes`. Once by the deadline;
-        what was written after that has a moment more when this is called again."""
-        now, inodes = trio.current_time(), list(self._open.values())
+        what was written meanwhile has a moment more when this is called again."""
+        now, left = trio.current_time(), {inode.ino: inode for inode in self._open.values()}
         self._ends_at = min(self._ends_at, now + FLUSH_DEADLINE_SECONDS)
         with trio.move_on_at(max(self._ends_at, now + LAST_MOMENT_SECONDS)):
             async with trio.open_nursery() as nursery:
-                for inode in inodes:
-                    nursery.start_soon(self._flush_last, inode)
-        for inode in inodes:
+                for inode in list(left.values()):
+                    nursery.start_soon(self._flush_last, inode, left)
+        for inode in left.values():
             self._give_up(inode)
 
-    async def _flush_last(self, inode: OpenInode) -> None:
+    async def _flush_last(self, inode: OpenInode, left: dict[InodeNumber, OpenInode]) -> None:
         try:
             await inode.writer.flush(sync=False)
         except DcsError as error:
             log.error("inode %d (%r): %s", inode.ino, self._cache.name_of(inode.ino), error)
+        else:
+            del left[inode.ino]

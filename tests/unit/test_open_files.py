@@ -1,0 +1,151 @@
+"""The open files of a mount as it ends and when storing fails: over made-up nodes and metadata, in virtual time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+import trio.testing
+
+from fusefs.chunks.client import StoredExtent
+from fusefs.chunks.replicas import Replicas
+from fusefs.settings import MountSettings
+from fusefs.vfs.attribute_cache import AttributeCache
+from fusefs.vfs.open_files import OpenFiles
+from servers.protocol.errors import Unavailable
+from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
+from servers.protocol.naming_api import Attributes, unpack_attributes
+
+CHUNK = 1024
+NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
+
+
+class World:
+    """Files whose uploads wait for a gate, if they have one, or fail."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.gates: dict[int, trio.Event] = {}
+        self.failing: set[int] = set()
+        self.stored: list[tuple[int, bytes]] = []
+        self.uploads = self.version = 0
+        session: Any = SimpleNamespace(
+            ask=self.ask, now_ns=lambda: 10**18, saw=lambda _: None, sessions_lost=0, facts=SimpleNamespace(replicas=3)
+        )
+        metadata: Any = SimpleNamespace(ask=self.ask, ask_in=self.commit, session=SessionNumber(1))
+        extents: Any = SimpleNamespace(store=self.store, fetch=None)
+        settings = MountSettings(Path("/nowhere"), "", "")
+        self.files = OpenFiles(settings, nursery, metadata, session, extents, Replicas(), AttributeCache(1.0))
+        self.nursery = nursery
+
+    def attributes(self, ino: int) -> bytes:
+        fields = [0o100644, 0, 0, 1, 100, 0, 0, 0, 0, 0, 0, 0, CHUNK, 0, self.version, 0, 0, b"", 3, 0]
+        packed: bytes = msgpack.packb(fields)
+        return packed
+
+    def known(self, ino: int) -> Attributes:
+        return unpack_attributes(ino, self.attributes(ino))
+
+    def open(self, ino: int) -> int:
+        return self.files.open(self.known(ino), [], os.O_RDWR)[0]
+
+    async def store(self, pieces: list[memoryview], *, inode: int, **facts: Any) -> StoredExtent:
+        self.uploads += 1
+        content = b"".join(pieces)
+        if inode in self.gates:
+            await self.gates[inode].wait()
+        if inode in self.failing:
+            await trio.sleep(1)
+            raise Unavailable("no node")
+        self.stored.append((inode, content))
+        return StoredExtent(extent_id(SessionNumber(1), len(self.stored)), len(content), NODES, True)
+
+    async def ask(self, verb: str, **arguments: Any) -> list[Any]:
+        return [self.attributes(arguments["ino"])]
+
+    async def commit(self, session: int, seconds: float, verb: str, **arguments: Any) -> list[Any]:
+        self.version += 1
+        return [self.attributes(arguments["ino"]), 0, self.version - 1]
+
+
+def run(body: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            await body(World(nursery))
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_what_is_written_while_a_mount_that_ends_stores_other_files_is_stored_too() -> None:
+    """SIGTERM under load: programs go on writing, and what they sync meanwhile is not thrown away."""
+
+    async def body(world: World) -> None:
+        quick, slow = world.open(1), world.open(2)
+        await world.files.write(quick, 0, b"early")
+        await world.files.write(slow, 0, b"large")
+        world.gates[2] = trio.Event()
+        world.nursery.start_soon(world.files.flush_all)
+        await trio.testing.wait_all_tasks_blocked()
+        world.gates[1] = trio.Event()
+        await world.files.write(quick, 10, b"late")
+        world.nursery.start_soon(world.files.fsync, quick)
+        await trio.testing.wait_all_tasks_blocked()
+        world.gates[2].set()
+        await trio.testing.wait_all_tasks_blocked()
+        world.gates[1].set()
+        await trio.testing.wait_all_tasks_blocked()
+        await world.files.flush_all()
+        assert sorted(world.stored) == [(1, b"early"), (1, b"late"), (2, b"large")]
+        assert world.files.lost_bytes == 0
+
+    run(body)
+
+
+def test_who_syncs_what_a_mount_that_ends_gives_up_is_told() -> None:
+    async def body(world: World) -> None:
+        handle = world.open(1)
+        world.gates[1] = trio.Event()
+        await world.files.write(handle, 0, b"hanging")
+        outcomes: list[bool] = []
+
+        async def sync() -> None:
+            try:
+                await world.files.fsync(handle)
+                outcomes.append(True)
+            except Unavailable:
+                outcomes.append(False)
+
+        world.nursery.start_soon(world.files.flush_all)
+        await trio.sleep(20)
+        world.nursery.start_soon(sync)
+        await trio.sleep(11)  # It has taken over from the flush of the end, which has given up.
+        world.gates[1].set()
+        await trio.sleep(1)
+        assert outcomes == [False]
+        assert world.files.lost_bytes == len(b"hanging")
+
+    run(body)
+
+
+@pytest.mark.parametrize("times", [20])
+def test_a_file_that_cannot_be_stored_is_tried_by_one_however_often_it_is_opened_and_closed(times: int) -> None:
+    async def body(world: World) -> None:
+        world.failing.add(1)
+        handle = world.open(1)
+        await world.files.write(handle, 0, b"x")
+        await world.files.release(handle)
+        for _ in range(times):
+            await trio.sleep(0.1)
+            await world.files.release(world.open(1))
+        tasks = len(world.nursery.child_tasks)
+        world.failing.clear()
+        await trio.sleep(10)
+        assert world.stored == [(1, b"x")]
+        assert tasks <= 2  # The one that tries, and an upload.
+
+    run(body)
