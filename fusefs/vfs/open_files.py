@@ -510,11 +510,11 @@ class OpenFiles:
     async def _flush_some(self) -> None:
         try:
             for inode in sorted(self._open.values(), key=lambda i: i.writer.mtime_ns):
-                if inode.writer.is_dirty:
-                    await inode.writer.flush(sync=False)
-        except DcsError as error:
-            log.warning("cannot make room for written data: %s", error)
-            await trio.sleep(RETRY_FAILED_SECONDS)
+                try:
+                    if inode.writer.is_dirty:
+                        await inode.writer.flush(sync=False)
+                except DcsError as error:  # Others may have better luck.
+                    log.warning("inode %d: cannot make room for written data: %s", inode.ino, error)
         finally:
             self._relieving = False
 

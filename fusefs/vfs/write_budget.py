@@ -1,4 +1,4 @@
-"""How much written and not yet stored data the mount holds, all files together.
+"""How much memory written and not yet stored data takes in the mount, all files together.
 
 Called by file writers. Beyond the bound, writers wait; `on_pressure` is called so that
 somebody stores something.
@@ -11,6 +11,8 @@ from collections.abc import Callable
 import trio
 
 from servers.protocol.errors import Unavailable
+
+PRESS_AGAIN_SECONDS = 1.0
 
 
 class WriteBudget:
@@ -29,7 +31,8 @@ class WriteBudget:
         with trio.move_on_after(deadline_seconds):
             while self.held_bytes and self.held_bytes + count > self._bytes_max:
                 self._on_pressure()
-                await self._freed.wait()
+                with trio.move_on_after(PRESS_AGAIN_SECONDS):  # What was tried then may have failed meanwhile.
+                    await self._freed.wait()
             return
         raise Unavailable(f"{self.held_bytes} bytes wait to be stored, and no storage node takes them")
 

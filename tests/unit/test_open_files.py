@@ -23,13 +23,14 @@ from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import Attributes, unpack_attributes
 
 CHUNK = 1024
+BYTES_OF_TWO = 2500
 NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
 
 
 class World:
     """Files whose uploads wait for a gate, if they have one, or fail."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, dirty_bytes_max: int = 1 << 20) -> None:
         self.gates: dict[int, trio.Event] = {}
         self.failing: set[int] = set()
         self.stored: list[tuple[int, bytes]] = []
@@ -39,7 +40,7 @@ class World:
         )
         metadata: Any = SimpleNamespace(ask=self.ask, ask_in=self.commit, session=SessionNumber(1))
         extents: Any = SimpleNamespace(store=self.store, fetch=None)
-        settings = MountSettings(Path("/nowhere"), "", "")
+        settings = MountSettings(Path("/nowhere"), "", "", dirty_bytes_max=dirty_bytes_max)
         self.files = OpenFiles(settings, nursery, metadata, session, extents, Replicas(), AttributeCache(1.0))
         self.nursery = nursery
 
@@ -73,10 +74,10 @@ class World:
         return [self.attributes(arguments["ino"]), 0, self.version - 1]
 
 
-def run(body: Callable[[World], Awaitable[None]]) -> None:
+def run(body: Callable[[World], Awaitable[None]], **limits: int) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await body(World(nursery))
+            await body(World(nursery, **limits))
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -149,3 +150,38 @@ def test_a_file_that_cannot_be_stored_is_tried_by_one_however_often_it_is_opened
         assert tasks <= 2  # The one that tries, and an upload.
 
     run(body)
+
+
+def test_a_file_that_cannot_be_stored_does_not_keep_room_from_others() -> None:
+    """It is the oldest. What it holds stays, what others hold is stored."""
+
+    async def body(world: World) -> None:
+        one, other = world.open(1), world.open(2)
+        world.failing.add(1)
+        await world.files.write(one, 0, b"x" * 1000)
+        await world.files.write(other, 0, b"y" * 1000)
+        began = trio.current_time()
+        await world.files.write(other, 1024, b"z" * 1000)
+        assert trio.current_time() - began < 3
+        assert world.stored == [(2, b"y" * 1000)]
+        await world.files.flush_all()
+
+    run(body, dirty_bytes_max=BYTES_OF_TWO)
+
+
+def test_who_waits_for_room_has_it_soon_after_the_nodes_are_back() -> None:
+    """Though what was tried as he began to wait has failed since."""
+
+    async def body(world: World) -> None:
+        handle = world.open(1)
+        world.failing.add(1)
+        await world.files.write(handle, 0, b"x" * 1000)
+        await world.files.write(handle, 1024, b"y" * 1000)
+        world.nursery.start_soon(world.files.write, handle, 2048, b"z" * 1000)
+        await trio.sleep(10)
+        world.failing.clear()
+        await trio.sleep(3)
+        assert sorted(world.stored)[:2] == [(1, b"x" * 1000), (1, b"y" * 1000)]
+        await world.files.flush_all()
+
+    run(body, dirty_bytes_max=BYTES_OF_TWO)
