@@ -76,7 +76,9 @@ def mount_metrics(requests: Requests, s: Mapping[str, int]) -> Iterator[Metric]:
         "dcs_mount_cache_reads", "Reads by what the cache had.", "result", {n: s[n] for n in ("hits", "misses")}
     )
     yield gauge("dcs_mount_cache_bytes", "File content held in memory.", s["cached_bytes"])
-    yield gauge("dcs_mount_dirty_bytes", "Written, and not yet stored.", s["dirty_bytes"])
+    yield gauge(
+        "dcs_mount_dirty_bytes", "Memory that is taken by what is written and not yet stored.", s["dirty_bytes"]
+    )
     yield counter("dcs_mount_lost_bytes", "Written, and given up.", s["lost_bytes"])
     yield counter(
         "dcs_mount_sessions_lost", "Times that the mount was away for longer than its lease.", s["sessions_lost"]

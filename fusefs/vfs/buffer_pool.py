@@ -28,15 +28,16 @@ class BufferPool:
         self._taken_since_trim = True
         self.kept_bytes = 0
 
-    def take(self, size: int) -> ChunkBuffer:
+    def take(self, size: int) -> tuple[ChunkBuffer, int]:
+        """A buffer, and how many bytes of memory it takes before anything is written to it."""
         if size < MAPPED_BYTES_MIN:
-            return bytearray(size)
+            return bytearray(size), size
         self._taken_since_trim = True
         kept = self._kept.get(size)
         if kept:
             self.kept_bytes -= size
-            return kept.pop()
-        return mmap.mmap(-1, size)
+            return kept.pop(), size
+        return mmap.mmap(-1, size), 0
 
     def give_back(self, buffer: ChunkBuffer) -> None:
         """Nobody looks at it any more."""

@@ -1,14 +1,24 @@
 """Which bytes of a chunk were written, and the buffer that holds them.
 
-Called by the file writer. No I/O, nothing awaits.
+Called by the file writer. No I/O, nothing awaits. A single byte takes a page of memory, and a chunk
+takes some whatever is in it: `held_bytes` is what counts where memory is bounded, `bytes` what was written.
 """
 
 from __future__ import annotations
 
+import mmap
 from bisect import bisect_left, bisect_right
 
-from fusefs.vfs.buffer_pool import BufferPool
+from fusefs.vfs.buffer_pool import MAPPED_BYTES_MIN, BufferPool
 from servers.protocol.checksum import Buffer
+from servers.protocol.limits import KIB
+
+CHUNK_BYTES = 8 * KIB
+"""What a chunk takes besides its pages: a mapping with its page table, and objects."""
+OBJECTS_BYTES = 1 * KIB
+"""And one that is too small for a mapping."""
+RANGE_BYTES = 128
+"""What each of its ranges takes."""
 
 
 class DirtyRanges:
@@ -48,22 +58,30 @@ class DirtyRanges:
 class DirtyChunk:
     """Written bytes of one chunk that are not stored yet. Frozen once it is sealed."""
 
-    __slots__ = ("_buffer", "_pool", "_view", "bytes", "index", "ranges")
+    __slots__ = ("_buffer", "_is_in_memory", "_pages", "_pool", "_view", "bytes", "held_bytes", "index", "ranges")
 
     def __init__(self, index: int, chunk_size: int, pool: BufferPool) -> None:
         self.index = index
         self.ranges = DirtyRanges()
         self.bytes = 0
         self._pool = pool
-        self._buffer = pool.take(chunk_size)
+        self._buffer, in_memory = pool.take(chunk_size)
+        self._is_in_memory = in_memory > 0
+        self._pages = DirtyRanges()
+        self.held_bytes = in_memory + (CHUNK_BYTES if chunk_size >= MAPPED_BYTES_MIN else OBJECTS_BYTES)
+        """The memory that it takes."""
         self._view = memoryview(self._buffer)
 
     def write(self, start: int, data: Buffer) -> int:
         """Returns how many bytes of the chunk became dirty by it."""
         end = start + len(data)
         self._view[start:end] = data
+        ranges = len(self.ranges)
         added = self.ranges.add(start, end)
         self.bytes += added
+        self.held_bytes += RANGE_BYTES * (len(self.ranges) - ranges)
+        if not self._is_in_memory:
+            self.held_bytes += self._pages.add(start & -mmap.PAGESIZE, -(-end & -mmap.PAGESIZE))
         return added
 
     def pieces(self) -> list[memoryview]:

@@ -198,9 +198,9 @@ class FileWriter:
             if chunk is None:
                 chunk = self._dirty[span.index] = DirtyChunk(span.index, self._chunk_size, self._parts.buffers)
             length = span.end - span.start
-            held = chunk.write(span.start, view[at : at + length])
-            self._parts.budget.hold(held)
-            self.bytes += held
+            held = chunk.held_bytes if chunk.bytes else 0
+            self.bytes += chunk.write(span.start, view[at : at + length])
+            self._parts.budget.hold(chunk.held_bytes - held)
             at += length
             if chunk.bytes == self._chunk_size or len(chunk.ranges) >= RANGES_PER_EXTENT_MAX:
                 self._seal(span.index)
@@ -475,7 +475,7 @@ class FileWriter:
 
     def _drop_all(self) -> None:
         for chunk in self._dirty.values():
-            self._parts.budget.free(chunk.bytes)
+            self._parts.budget.free(chunk.held_bytes)
             chunk.free()
         self._dirty.clear()
         for sealed in self._sealed:
@@ -489,7 +489,7 @@ class FileWriter:
     def _let_go(self, sealed: _Sealed) -> None:
         """Gives the buffer's memory back."""
         if sealed.chunk is not None:
-            self._parts.budget.free(sealed.chunk.bytes)
+            self._parts.budget.free(sealed.chunk.held_bytes)
             sealed.chunk.free()
             sealed.chunk = None
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -18,7 +20,7 @@ from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
-from servers.protocol.limits import APPENDED_CHUNKS_MAX, SEGMENTS_PER_COMMIT_MAX
+from servers.protocol.limits import APPENDED_CHUNKS_MAX, KIB, MIB, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.naming_api import Attributes, unpack_nodes
 
 CHUNK = 1024
@@ -35,6 +37,7 @@ class MadeUp:
     """Nodes that keep extents in a dictionary, and metadata that keeps the file's bytes."""
 
     def __init__(self) -> None:
+        self.chunk_size = CHUNK
         self.extents: dict[ExtentId, bytes] = {}
         self.content = bytearray()
         self.commits: list[dict[str, Any]] = []
@@ -46,7 +49,7 @@ class MadeUp:
 
     def attributes(self) -> Attributes:
         values = dict.fromkeys(Attributes.__dataclass_fields__, 0)
-        values |= {"ino": 5, "chunk_size": CHUNK, "replicas": 3, "size": len(self.content)}
+        values |= {"ino": 5, "chunk_size": self.chunk_size, "replicas": 3, "size": len(self.content)}
         return Attributes(**values)  # type: ignore[arg-type]
 
     async def store(self, pieces: list[memoryview], **facts: Any) -> StoredExtent:
@@ -123,7 +126,7 @@ async def test_chunks_are_committed_in_rising_order() -> None:
 async def test_what_was_written_in_very_many_places_is_committed_in_steps_that_a_call_may_take() -> None:
     world = MadeUp()
     async with trio.open_nursery() as nursery:
-        writer, budget = make_writer(world, nursery)
+        writer, budget = make_writer(world, nursery, budget_bytes=16 << 20)
         for at in range(0, 40 * CHUNK, 2):
             await writer.write(at, b"x")
         await writer.flush(sync=False)
@@ -318,3 +321,23 @@ async def test_what_is_appended_while_the_nodes_are_slow_still_goes_into_commits
         await writer.flush(sync=False)
     assert bytes(world.content) == 10 * piece
     assert all(sum(commit["append"][1::3]) <= APPENDED_CHUNKS_MAX * CHUNK for commit in world.commits)
+
+
+async def test_single_bytes_far_apart_count_with_the_memory_that_they_take() -> None:
+    """A page each, and more for each chunk: a sparse writer would else fill the machine with what counts as nothing."""
+    world = MadeUp()
+    world.chunk_size = 16 * MIB
+    async with trio.open_nursery() as nursery:
+        writer, budget = make_writer(world, nursery, budget_bytes=1 << 30)
+        before = _resident_bytes()
+        for page in range(4000):
+            await writer.write(16 * KIB * page, b"x")
+        taken = _resident_bytes() - before
+        assert writer.bytes == 4000
+        assert taken <= budget.held_bytes <= 2 * 4000 * mmap.PAGESIZE
+        writer.discard()
+        assert budget.held_bytes == 0
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -17,13 +17,14 @@ from fusefs.chunks.client import StoredExtent
 from fusefs.chunks.replicas import Replicas
 from fusefs.settings import MountSettings
 from fusefs.vfs.attribute_cache import AttributeCache
+from fusefs.vfs.dirty_ranges import OBJECTS_BYTES, RANGE_BYTES
 from fusefs.vfs.open_files import OpenFiles
 from servers.protocol.errors import Unavailable
 from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import Attributes, unpack_attributes
 
 CHUNK = 1024
-BYTES_OF_TWO = 2500
+BYTES_OF_TWO = 2 * (OBJECTS_BYTES + CHUNK + RANGE_BYTES) + 100
 NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
 
 
