@@ -52,6 +52,9 @@ class Syncer:
         self._file_systems = {
             disk: os.open(disk.directory.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for disk in store.disks
         }
+        self._suspects: set[Disk] = set()
+        """Whose file system told of an error at its last sync: it may have been that of a file that was stored
+        meanwhile, and is told once. So each file of the next batch is asked."""
         self._stopping = False
         self._begun = asyncio.Event()
         """What earlier lives of this node left is on stable storage: they may have been killed before they synced."""
@@ -131,23 +134,25 @@ class Syncer:
         """Those of the batch that could not be synced; they are dropped. Blocks."""
         failed: set[ExtentId] = set()
         for disk, file_system in self._file_systems.items():
-            failed |= _sync_disk(disk, file_system, [one for one in batch if one.disk is disk])
+            failed |= self._sync_disk(disk, file_system, [one for one in batch if one.disk is disk])
         for extent in failed:
             self._store.drop_unsyncable(extent)
         self._store.count(unsyncable=len(failed))
         return sorted(failed)
 
-
-def _sync_disk(disk: Disk, file_system: int, batch: Sequence[Unsynced]) -> set[ExtentId]:
-    """Those of one disk that could not be synced."""
-    if len(batch) > ONE_BY_ONE_MAX:
-        try:
-            sync_file_system(file_system)
-        except OSError as error:
-            logger.warning("syncfs: %s; each file is asked now", error)
-        else:
-            return set()
-    return _failed_files(disk, batch) | _failed_names(disk, batch)
+    def _sync_disk(self, disk: Disk, file_system: int, batch: Sequence[Unsynced]) -> set[ExtentId]:
+        """Those of one disk that could not be synced."""
+        is_suspect = disk in self._suspects
+        self._suspects.discard(disk)
+        if len(batch) > ONE_BY_ONE_MAX and not is_suspect:
+            try:
+                sync_file_system(file_system)
+            except OSError as error:
+                logger.warning("syncfs: %s; each file is asked now", error)
+                self._suspects.add(disk)
+            else:
+                return set()
+        return _failed_files(disk, batch) | _failed_names(disk, batch)
 
 
 def _failed_files(disk: Disk, batch: Sequence[Unsynced]) -> set[ExtentId]:

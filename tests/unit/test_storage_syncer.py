@@ -91,3 +91,30 @@ async def test_a_syncer_that_breaks_answers_no_barrier_with_success(
 
 def _fail(fd: int) -> None:
     raise OSError(5, "as the test wants it")
+
+
+async def test_what_failed_to_be_written_while_the_file_system_was_synced_for_others_is_lost(
+    store: ExtentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """syncfs(2) tells each error once: the next one says nothing of what was stored meanwhile, and failed then too."""
+    syncer = Syncer(store)
+    count = subject.ONE_BY_ONE_MAX + 1
+    first, second = range(count), range(count, 2 * count)
+    for number in first:
+        store.put(_extent(number), None, b"x", sync=False)
+    batch = store.take_unsynced()
+    errors = [OSError(5, "as the test wants it")]
+
+    def sync_with_one_error(fd: int) -> None:
+        for number in second:
+            store.put(_extent(number), None, b"x", sync=False)
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(subject, "sync_file_system", sync_with_one_error)
+    assert syncer._sync(batch) == []
+    batch = store.take_unsynced()
+    sync, hit = os.fdatasync, batch[3]
+    monkeypatch.setattr(os, "fdatasync", lambda fd: _fail(fd) if fd == hit.file.fd else sync(fd))
+    assert syncer._sync(batch) == [hit.extent]
+    assert syncer._sync([]) == []
