@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import typer
 
@@ -21,13 +20,12 @@ def show_again(show: Callable[[], None], *, watch: bool) -> None:
     if not watch:
         show()
         return
-    with suppress(KeyboardInterrupt):
-        while True:
-            if sys.stdout.isatty():
-                typer.echo(_CLEAR, nl=False)
-            try:
-                show()
-            except DcsError as error:
-                typer.echo(one_line(error), err=True)
-            sys.stdout.flush()
-            time.sleep(WATCH_SECONDS)
+    while True:
+        if sys.stdout.isatty():
+            typer.echo(_CLEAR, nl=False)
+        try:
+            show()
+        except DcsError as error:
+            typer.echo(one_line(error), err=True)
+        sys.stdout.flush()
+        time.sleep(WATCH_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import httpx
@@ -142,6 +143,19 @@ def test_fsck_with_a_node_that_cannot_be_asked_is_unknown(cluster: Cluster) -> N
     assert len(found["unknown"]) == 1
     cluster.nodes[0].start()
     wait_for(lambda: cluster.dcs("fsck", expect=None).returncode == 0, "the node can be asked again")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_watched_is_shown_again_until_a_signal(shared_cluster: Cluster, number: signal.Signals) -> None:
+    with shared_cluster.start_dcs("nodes", "--watch") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        headings = 0
+        while headings < 2:
+            headings += process.stdout.readline().startswith(b"node ")
+        process.send_signal(number)
+        assert process.wait(10) in (128 + number, -number)  # The same to a shell.
+        assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
