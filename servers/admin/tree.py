@@ -21,6 +21,8 @@ from servers.protocol.naming_api import RENAME_NOREPLACE, Attributes, unpack_att
 
 def parts_of(path: bytes) -> list[bytes]:
     """The names along the path. Raises Problem for what no path can be."""
+    if not path:  # As to system calls: a script's empty variable does not mean the whole volume.
+        raise Problem("an empty name is none; the top directory is /")
     try:
         return split_path(path)
     except ValueError as error:

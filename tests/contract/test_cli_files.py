@@ -161,6 +161,7 @@ def test_delete(shared_cluster: Cluster) -> None:
         (("read", "/", "-"), "/: Is a directory"),
         (("size", "/"), "/: Is a directory"),
         (("delete", "/"), "/: Is a directory"),
+        (("setrep", "-R", "2", ""), "an empty name is none; the top directory is /"),
         (("rmdir", "/"), "/: Device or resource busy"),
         (("read", "/here", "/nowhere/local"), "/nowhere: No such file or directory"),
         (("ls", "/../etc"), "..: a name cannot be empty, . or .."),
