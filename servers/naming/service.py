@@ -11,6 +11,7 @@ import contextlib
 import logging
 import random
 import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ from servers.protocol.requests import Requests
 log = logging.getLogger(__name__)
 
 RENEW_SECONDS = 10.0
+WALK_SHARE = 0.1
+"""Of the time, at most, that a walk over all of the volume keeps Redis busy."""
 CHANGES_AT_ONCE_MAX = OP_WINDOW // 4
 """Sent again after a broken connection, none is so late that Redis has forgotten its number."""
 
@@ -61,6 +64,13 @@ class Service:
 
     async def members(self) -> list[Member]:
         return read_members(await self.store.ask("nodes"), self.patience)
+
+    async def ask_gently(self, verb: str, /, **arguments: Any) -> list[Any]:
+        """As `store.ask`, for what walks over all of the volume: followed by a rest that leaves Redis to others."""
+        began = time.monotonic()
+        reply = await self.store.ask(verb, **arguments)
+        await asyncio.sleep((time.monotonic() - began) * (1 / WALK_SHARE - 1))
+        return reply
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
         """A mutation in the server's own session. Raises Refused."""

@@ -25,9 +25,10 @@ import msgpack
 import redis
 
 from servers.client.naming import read_reply
-from servers.naming.background.garbage import SIGHT_EXTENTS, SIGHT_PAUSE_SECONDS
-from servers.naming.background.repair import SURVEY_COUNT, SURVEY_SHARE
-from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
+from servers.naming.background.garbage import SIGHT_EXTENTS
+from servers.naming.background.repair import SURVEY_COUNT
+from servers.naming.service import WALK_SHARE
+from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import OPS_PATH, Operation, pack_arguments, pack_batch, pack_nodes, unpack_replies
 from tests.support.cluster import Cluster
 from tests.support.processes import wait_for
@@ -118,20 +119,24 @@ def nothing() -> Iterator[None]:
 def survey(volume: Volume, settled: list[NodeNumber]) -> Iterator[None]:
     cursor = b""
     while cursor != b"0":
-        began = time.monotonic()
-        cursor, *_ = volume.call(
-            "survey", cursor=cursor or b"0", count=SURVEY_COUNT, settled=pack_nodes(settled), leaving=b""
+        cursor, *_ = ask_gently(
+            volume, "survey", cursor=cursor or b"0", count=SURVEY_COUNT, settled=pack_nodes(settled), leaving=b""
         )
-        time.sleep((time.monotonic() - began) * (1 / SURVEY_SHARE - 1))
         yield
 
 
 def judge(volume: Volume, extents: int) -> Iterator[None]:
     for first in range(0, extents, SIGHT_EXTENTS):
-        listed: list[ExtentId] = [extent_id(WRITER, n) for n in range(first, first + SIGHT_EXTENTS)]
-        volume.call("sight", extents=listed)
-        time.sleep(SIGHT_PAUSE_SECONDS)
+        ask_gently(volume, "sight", extents=[extent_id(WRITER, n) for n in range(first, first + SIGHT_EXTENTS)])
         yield
+
+
+def ask_gently(volume: Volume, verb: str, **arguments: Any) -> list[Any]:
+    """As the naming server's Service."""
+    began = time.monotonic()
+    results = volume.call(verb, **arguments)
+    time.sleep((time.monotonic() - began) * (1 / WALK_SHARE - 1))
+    return results
 
 
 def snapshot(client: redis.Redis) -> Iterator[None]:

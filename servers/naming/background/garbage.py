@@ -33,7 +33,6 @@ RETRY_SECONDS = 10.0
 REAPS_PER_RUN = 64
 SIGHT_EXTENTS = 512
 """Looked at in one call: Redis is held for a millisecond."""
-SIGHT_PAUSE_SECONDS = 0.01
 FORGOTTEN_PER_RUN = 10_000
 
 
@@ -192,9 +191,8 @@ class GarbageCollector:
             names, after = await self._service.storage.names(node.place, after, EXTENTS_PER_CALL_MAX)
             held += len(names)
             for at in range(0, len(names), SIGHT_EXTENTS):
-                rows = await self._service.store.ask("sight", extents=names[at : at + SIGHT_EXTENTS])
+                rows = await self._service.ask_gently("sight", extents=names[at : at + SIGHT_EXTENTS])
                 since_ms.update({ExtentId(e): int(ms) for e, ms in zip(rows[::2], rows[1::2], strict=True)})
-                await asyncio.sleep(SIGHT_PAUSE_SECONDS)
             if after is None:
                 return held, since_ms
 

@@ -69,8 +69,6 @@ UNREACHED_SECONDS = 3.0
 """A node that could not be reached may only be starting; one that stays away is soon suspect, and not asked at all."""
 SURVEY_COUNT = 64
 """Keys a survey looks at in one call, which holds Redis for about half a millisecond."""
-SURVEY_SHARE = 0.1
-"""Of the time, at most, that a survey keeps Redis busy."""
 DELETIONS_PER_TURN = 1024
 COPIES_LEFT_MIN = 2
 """A surplus copy is deleted only while so many others can be reached, or all of fewer."""
@@ -282,12 +280,12 @@ class Repair:
             "settled": pack_nodes(sorted(outlook.staying)),
             "leaving": pack_nodes(sorted(outlook.draining)),
         }
-        survey.cursor, later, rows = await self._gently("survey", cursor=survey.cursor, **wanted)
+        survey.cursor, later, rows = await self._service.ask_gently("survey", cursor=survey.cursor, **wanted)
         self._judge(survey, outlook, held_of(rows))
         for ino in later:
             cursor = b"0"
             while True:
-                cursor, rows = await self._gently("survey_file", ino=ino, cursor=cursor, **wanted)
+                cursor, rows = await self._service.ask_gently("survey_file", ino=ino, cursor=cursor, **wanted)
                 self._judge(survey, outlook, held_of(rows))
                 if cursor == b"0":
                     break
@@ -295,13 +293,6 @@ class Repair:
             survey.ended_at = time.monotonic()
             self._surveyed, self._survey = survey, None
             self._note_drained(survey)
-
-    async def _gently(self, verb: str, **arguments: Any) -> list[Any]:
-        """As `ask`, followed by a rest that leaves Redis to others for most of the time."""
-        began = time.monotonic()
-        reply = await self._service.store.ask(verb, **arguments)
-        await asyncio.sleep((time.monotonic() - began) * (1 / SURVEY_SHARE - 1))
-        return reply
 
     def _judge(self, survey: Survey, outlook: Outlook, found: Sequence[Held]) -> None:
         for held in found:
