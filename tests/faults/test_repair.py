@@ -159,7 +159,7 @@ def test_a_node_that_dies_under_load_is_healed_in_time(four: Cluster, mount: Mou
     mount.remount()
     writer.check()
     wait_for(lambda: is_whole(four) and not four.status()["repair"]["dropped"], "surplus copies are gone", 120)
-    found = four.dcs_json("fsck", "--data", "--wait", "60")
+    found = four.dcs_json("fsck", "--data", "--wait", "60", seconds=120 + FILES / 10)
     assert found["replicas"] == 3 * found["extents"]
 
 

@@ -384,8 +384,8 @@ class Cluster:
         pipe = subprocess.PIPE
         return subprocess.Popen(command, env=self.environment, cwd=CHECKOUT, stdin=pipe, stdout=pipe, stderr=pipe)
 
-    def dcs_json(self, *arguments: str | bytes | Path, expect: int | None = 0) -> Any:
-        return json.loads(self.dcs(*arguments, "--json", expect=expect).stdout)
+    def dcs_json(self, *arguments: str | bytes | Path, expect: int | None = 0, seconds: float = COMMAND_SECONDS) -> Any:
+        return json.loads(self.dcs(*arguments, "--json", expect=expect, seconds=seconds).stdout)
 
     # Files.
 
