@@ -19,7 +19,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,6 +58,7 @@ LISTED_PER_TURN = 256
 QUEUE_MAX = 20_000
 """More are found by the next survey."""
 PLANNED_AT_ONCE = 512
+LOOKED_AT_ONCE = 128
 COPIES_PER_NODE = 64
 BYTES_PER_NODE = 64 * 1024 * 1024
 """What a round asks of a node."""
@@ -137,7 +138,10 @@ class Repair:
             raise
 
     async def _repair(self, until: float) -> None:
-        waiting = deque(sorted(self._queue.values(), key=self._danger))
+        by_danger: dict[int, list[Held]] = {}
+        async for held in unhurried(self._queue.values()):
+            by_danger.setdefault(self._danger(held), []).append(held)
+        waiting = deque(held for danger in sorted(by_danger) for held in by_danger[danger])
         while waiting and time.monotonic() < until:
             some = [waiting.popleft() for _ in range(min(len(waiting), PLANNED_AT_ONCE))]
             plan = self._plan([held for held in some if self._queue.get(held.extent) is held])
@@ -450,7 +454,7 @@ class Repair:
     async def _tell(self) -> None:
         by_danger: dict[str, int] = {}
         missing = lacks = 0
-        for held in (*self._queue.values(), *self._idle.values()):
+        async for held in unhurried((*self._queue.values(), *self._idle.values())):
             good = len(good_copies(held, self._outlook, self._damaged))
             if lacking(held, self._outlook, self._damaged) > 0:
                 lacks += 1
@@ -477,6 +481,14 @@ class Repair:
         if packed != self._told:
             await self._service.store.ask("note_survey", found=packed)
             self._told = packed
+
+
+async def unhurried(many: Iterable[Held]) -> AsyncIterator[Held]:
+    """All that are there now. Who asks the naming server meanwhile does not wait until all were looked at."""
+    for count, held in enumerate(tuple(many), 1):
+        yield held
+        if count % LOOKED_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 def held_of(rows: Sequence[Any]) -> list[Held]:
