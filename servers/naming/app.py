@@ -135,23 +135,28 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         schedule = Schedule(service, _jobs(service))
-        tasks = [
-            _lasting(service.store.run(), "redis"),
+        store = _lasting(service.store.run(), "redis")
+        work = [
             _lasting(schedule.run(), "schedule"),
             _lasting(service.keep_session(), "session"),
             _lasting(checks.run(), "damage checks"),
         ]
         try:
             yield
+            await _end(*work)  # While there is a store to work with; and then nothing leads again.
             with contextlib.suppress(DcsError):
                 await schedule.resign()
             await service.close()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _end(*work, store)
 
     return lifespan
+
+
+async def _end(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _lasting(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -228,3 +228,13 @@ def test_two_naming_servers_that_start_together_make_one_volume(make_cluster: Ma
         assert cluster.status()["directories"] == 1
     finally:
         other.stop()
+
+
+def test_a_naming_server_that_stores_a_snapshot_on_silent_nodes_ends_when_told(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster()
+    cluster.naming.environment["SNAPSHOT_INTERVAL_SECONDS"] = "3600"
+    for node in cluster.nodes:
+        node.pause()
+    cluster.naming.restart()
+    wait_for(lambda: cluster.ask_redis("ZCARD", "dcs:{main}:snapshots") == "1", "a snapshot is begun")
+    assert cluster.naming.stop(seconds=15) == 0

@@ -73,7 +73,7 @@ class Snapshots:
         self._under_way = number
         try:
             tail = await self._take(number, now_ms // 1000, replicas)
-        except BaseException:
+        except Exception:  # Cancelled, it waits for nothing: as after a crash the next one takes its place.
             self._holders.pop(number, None)
             await store.ask("snapshot_over", seq=number, keep=0)
             raise
