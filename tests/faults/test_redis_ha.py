@@ -23,6 +23,8 @@ from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
 STALL_SECONDS_MAX = 15.0
 
 
+REPLICA_MOVES_SECONDS = 5.0
+"""How long a master of a Redis Cluster is without replicas before Redis moves one there."""
 FOLLOWED = {"SNAPSHOT_INTERVAL_SECONDS": "3600", "SNAPSHOTS_APART_SECONDS": "1", "TAIL_INTERVAL_SECONDS": "0.2"}
 FEED = re.compile(r"^slave\d+:.*port=0,", re.MULTILINE)
 """A replica as the naming server is one: nobody can call it."""
@@ -287,6 +289,32 @@ def test_the_master_of_the_slot_killed_is_a_stall_and_nothing_acknowledged_is_lo
     print(f"longest stall: {load.longest_seconds:.1f} s")
     assert load.longest_seconds < STALL_SECONDS_MAX
     assert not clustered.status()["safe_mode"]
+
+
+@pytest.mark.long
+@pytest.mark.fault("M10")
+def test_the_master_of_the_slot_keeps_its_replicas_when_another_has_lost_its_only_one(
+    clustered: ReplicatedCluster,
+) -> None:
+    """Redis would move one there, 5 s later, and the next failover would leave a master that takes no changes."""
+    redis = clustered.redises
+    primary, other = redis.primary(), redis.other_master()
+    only = next(server for server in redis.servers if f"master_port:{other.port}" in server.ask("INFO", "replication"))
+    name = only.ask("CLUSTER", "MYID")
+    only.kill()
+    try:
+
+        def is_missed() -> bool:
+            lines = primary.ask("CLUSTER", "NODES").splitlines()
+            return any(line.startswith(name) and ",fail " in line for line in lines)
+
+        wait_for(is_missed, "the cluster knows that the replica is dead")
+        until = time.monotonic() + 2 * REPLICA_MOVES_SECONDS
+        while time.monotonic() < until:
+            assert primary.ask("INFO", "replication").count("state=online") == 2
+            time.sleep(0.2)
+    finally:
+        redis.mend()
 
 
 @pytest.mark.long
