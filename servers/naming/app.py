@@ -47,6 +47,7 @@ STATUS_OF_ERRNO = {
 }  # fmt: skip
 
 SNAPSHOTS_LOOK_SECONDS = 1.0
+END_SECONDS = 5.0
 
 DESCRIPTION = """Names, attributes and chunk maps of a Distributed Chunk Storage volume.
 
@@ -154,9 +155,12 @@ def _lifespan(
 
 
 async def _end(*tasks: asyncio.Task[None]) -> None:
+    """Cancels them, and waits for their end for END_SECONDS."""
     for task in tasks:
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    _, left = await asyncio.wait(tasks, timeout=END_SECONDS)
+    if left:
+        log.error("still at work as the naming server ends: %s", ", ".join(task.get_name() for task in left))
 
 
 def _lasting(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:

@@ -59,6 +59,7 @@ QUEUE_MAX = 20_000
 """More are found by the next survey."""
 PLANNED_AT_ONCE = 512
 LOOKED_AT_ONCE = 128
+"""Extents looked at before other tasks have their turn: some hundred microseconds."""
 COPIES_PER_NODE = 64
 BYTES_PER_NODE = 64 * 1024 * 1024
 """What a round asks of a node."""
