@@ -298,6 +298,7 @@ def test_the_master_of_the_slot_keeps_its_replicas_when_another_has_lost_its_onl
 ) -> None:
     """Redis would move one there, 5 s later, and the next failover would leave a master that takes no changes."""
     redis = clustered.redises
+    assert isinstance(redis, ClusterRedis)
     primary, other = redis.primary(), redis.other_master()
     only = next(server for server in redis.servers if f"master_port:{other.port}" in server.ask("INFO", "replication"))
     name = only.ask("CLUSTER", "MYID")
