@@ -9,6 +9,7 @@ import httpx
 
 from servers.admin.cluster import mountpoint
 from servers.admin.cluster.programs import Program, redis_password
+from servers.client.http import no_tls
 from servers.protocol.naming_api import NODES_PATH
 from servers.protocol.storage_api import HEALTH_PATH
 
@@ -42,7 +43,7 @@ def _redis_problem(address: str, password: str) -> str | None:
 
 def _http_problem(address: str) -> str | None:
     try:
-        answer = httpx.get(f"http://{address}{HEALTH_PATH}", timeout=ASK_SECONDS, trust_env=False)
+        answer = _get(address, HEALTH_PATH)
     except httpx.TransportError as error:
         return f"does not answer ({type(error).__name__})"
     return None if answer.status_code == 200 else f"answers {answer.status_code}: {answer.text[:200]}"
@@ -50,11 +51,8 @@ def _http_problem(address: str) -> str | None:
 
 def _membership_problem(address: str, naming_address: str, secret: str) -> str | None:
     """A storage node counts when the naming server has it alive."""
-    headers = {"authorization": f"Bearer {secret}"}
     try:
-        answer = httpx.get(
-            f"http://{naming_address}{NODES_PATH}", headers=headers, timeout=ASK_SECONDS, trust_env=False
-        )
+        answer = _get(naming_address, NODES_PATH, authorization=f"Bearer {secret}")
     except httpx.TransportError as error:
         return f"the naming server does not answer ({type(error).__name__})"
     if answer.status_code != 200:
@@ -62,3 +60,9 @@ def _membership_problem(address: str, naming_address: str, secret: str) -> str |
     states = {node["address"]: node["state"] for node in answer.json()["nodes"]}
     state = states.get(address, "unknown")
     return None if state == "alive" else f"{state} to the naming server"
+
+
+def _get(address: str, target: str, **headers: str) -> httpx.Response:
+    return httpx.get(
+        f"http://{address}{target}", headers=headers, timeout=ASK_SECONDS, trust_env=False, verify=no_tls()
+    )
