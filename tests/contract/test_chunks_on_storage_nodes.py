@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
 
@@ -20,7 +19,7 @@ from servers.protocol.limits import MIB
 from servers.protocol.placement import NodeView
 from tests.support.cluster import Node
 from tests.support.extent_user import ExtentUser
-from tests.support.processes import base_environment, free_port
+from tests.support.processes import base_environment, free_port, is_healthy
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +52,7 @@ class ThreeNodes(ExtentUser):
             **base_environment(), "PORT": str(port), "DATA_DIR": str(data_dir), "NAMING_URL": "", "DCS_SECRET": SECRET,
         }  # fmt: skip
         command = [sys.executable, "-m", "servers.storage"]
-        node = Node(f"node{number}", command, environment, directory / f"node{number}.log", lambda: _is_up(address))
+        node = Node(f"node{number}", command, environment, directory / f"node{number}.log", lambda: is_healthy(address))
         node.number, node.data_dir, node.address = number, data_dir, address
         return node
 
@@ -70,13 +69,6 @@ class ThreeNodes(ExtentUser):
 
 def _uuid_of(node: Node) -> str:
     return (node.data_dir / "node.uuid").read_text().strip()
-
-
-def _is_up(address: str) -> bool:
-    try:
-        return httpx.get(f"http://{address}/health", timeout=2, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
-from tests.support.cluster import SECRET, Cluster, is_healthy
+from tests.support.cluster import SECRET, Cluster
+from tests.support.processes import is_healthy
 
 CALLS = [
     ("POST", "/register_storage"),

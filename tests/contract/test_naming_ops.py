@@ -16,9 +16,9 @@ from servers.client.naming import SESSION_LOST
 from servers.protocol.limits import OPERATIONS_PER_BATCH_MAX
 from servers.protocol.naming_api import Operation, operation, pack_batch
 from tests.conftest import MakeCluster
-from tests.support.cluster import Cluster, is_healthy
+from tests.support.cluster import Cluster
 from tests.support.ops import Ops
-from tests.support.processes import free_port, wait_for
+from tests.support.processes import free_port, is_healthy, wait_for
 from tests.support.redis_proxy import RedisProxy
 
 SLACK_SECONDS = 1.0

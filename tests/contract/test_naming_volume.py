@@ -13,9 +13,9 @@ import pytest
 
 from servers.protocol.naming_api import operation
 from tests.conftest import MakeCluster
-from tests.support.cluster import Cluster, is_healthy
+from tests.support.cluster import Cluster
 from tests.support.ops import Ops
-from tests.support.processes import CHECKOUT, wait_for
+from tests.support.processes import CHECKOUT, is_healthy, wait_for
 
 KEY = "dcs:{main}:volume"
 START_SECONDS = 20.0

@@ -14,10 +14,10 @@ from functools import partial
 import httpx
 import pytest
 
-from tests.support.cluster import Cluster, Mount, ReplicatedCluster, is_healthy
+from tests.support.cluster import Cluster, Mount, ReplicatedCluster
 from tests.support.load import Load, wait_steps
 from tests.support.ops import Ops
-from tests.support.processes import Process, wait_for
+from tests.support.processes import Process, is_healthy, wait_for
 from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
 
 STALL_SECONDS_MAX = 15.0

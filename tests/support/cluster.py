@@ -32,8 +32,9 @@ from typing import Any, Self
 
 import httpx
 
+from servers.client.http import no_tls
 from servers.protocol.names import escape
-from tests.support.processes import CHECKOUT, Place, Process, base_environment, free_port, wait_for
+from tests.support.processes import CHECKOUT, Place, Process, base_environment, free_port, is_healthy, wait_for
 from tests.support.redis_ha import RedisGroup
 
 SECRET = "the-secret-of-a-test-cluster"
@@ -152,6 +153,7 @@ class Cluster:
             base_url=self.naming_url,
             headers={"authorization": f"Bearer {SECRET}"},
             trust_env=False,
+            verify=no_tls(),
             timeout=CALL_SECONDS,
         )
         self.redis = self._make_redis(self.redis_port)
@@ -494,10 +496,3 @@ class ReplicatedCluster(Cluster):
 
     def _start_redis(self) -> None:
         self.redises.start()
-
-
-def is_healthy(address: str) -> bool:
-    try:
-        return httpx.get(f"http://{address}/health", trust_env=False, timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False

@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 import msgpack
 
+from servers.client.http import no_tls
 from servers.protocol.ids import SessionNumber
 from servers.protocol.naming_api import (
     DEADLINE_HEADER,
@@ -22,7 +23,7 @@ from servers.protocol.naming_api import (
 class Ops:
     def __init__(self, url: str, secret: str) -> None:
         self._http = httpx.Client(
-            base_url=url, headers={"authorization": f"Bearer {secret}"}, trust_env=False, timeout=60
+            base_url=url, headers={"authorization": f"Bearer {secret}"}, trust_env=False, verify=no_tls(), timeout=60
         )
         self.session = SessionNumber(0)
         self.n = 0

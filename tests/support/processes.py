@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import random
 import signal
@@ -14,9 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from servers.protocol.storage_api import HEALTH_PATH
+
 WAIT_SECONDS = 30.0
 STOP_SECONDS = 30.0
+HEALTH_SECONDS = 2.0
 POLL_SECONDS = 0.02
+POLL_SECONDS_MAX = 0.2
+POLL_GROWTH = 1.1
+"""What takes long is asked for less often: the asking is work that the others wait for."""
 LOG_TAIL_BYTES = 4000
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -39,10 +46,11 @@ def free_port() -> int:
 
 def wait_for(fact: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
     """The first true value of `fact`. Fails the test when there is none in time."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, POLL_SECONDS
     while not (value := fact()):
         assert time.monotonic() < deadline, f"after {seconds:.0f} s still not so: {what}"
-        time.sleep(POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(pause * POLL_GROWTH, POLL_SECONDS_MAX)
     return value
 
 
@@ -156,3 +164,15 @@ def base_environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "TMPDIR", "USER") if name in os.environ}
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '/usr/bin:/bin')}"
     return {**kept, "PATH": path, "PYTHONPATH": str(CHECKOUT), "PYTHONUNBUFFERED": "1"}
+
+
+def is_healthy(address: str) -> bool:
+    """What listens there says so. Not by httpx: this is asked again and again while a cluster starts."""
+    connection = http.client.HTTPConnection(address, timeout=HEALTH_SECONDS)
+    try:
+        connection.request("GET", HEALTH_PATH)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

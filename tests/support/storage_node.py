@@ -15,10 +15,11 @@ from typing import Any, Self
 
 import httpx
 
+from servers.client.http import no_tls
 from servers.protocol.checksum import block_sums
 from servers.protocol.storage_api import ExtentHeader
-from tests.support.cluster import Node, is_healthy
-from tests.support.processes import base_environment, free_port, wait_for
+from tests.support.cluster import Node
+from tests.support.processes import base_environment, free_port, is_healthy, wait_for
 
 SECRET = "secret-of-one-node"
 AUTHORIZATION = f"Bearer {SECRET}"
@@ -46,7 +47,11 @@ class StorageNode(Node):
             "node", self._plain_command, environment, directory / "node.log", lambda: is_healthy(self.address)
         )
         self.http = httpx.Client(
-            base_url=f"http://{self.address}", headers={"authorization": AUTHORIZATION}, trust_env=False, timeout=30
+            base_url=f"http://{self.address}",
+            headers={"authorization": AUTHORIZATION},
+            trust_env=False,
+            verify=no_tls(),
+            timeout=30,
         )
 
     def restart_with(self, *faults: str) -> None:
