@@ -47,7 +47,7 @@ class ReplicatedChanges:
     async def send(self, *command: bytes | str | int) -> Any:
         """The command's reply. Raises TryAgain while no replica has what it did, and what Redis refuses."""
         asked = self.ask([command])
-        await asked.done
+        await asked.wait()
         answer = asked.answers[0]
         if isinstance(answer, Exception):
             raise answer
@@ -63,7 +63,7 @@ class ReplicatedChanges:
         wait: Command = ("WAIT", REPLICAS_MIN, WAIT_MILLISECONDS)
         sent = self.connection.ask([*commands, self._seq_of_volume, wait])
         self._is_under_way = True
-        sent.done.add_done_callback(lambda _: self._came([asked for asked, _ in group], sent.answers))
+        sent.then(lambda: self._came([asked for asked, _ in group], sent.answers))
 
     def _came(self, group: list[Asked], answers: list[Any]) -> None:
         *answers, seq, replicas = answers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import hiredis
@@ -34,27 +34,41 @@ class Asked:
     """Commands sent together, and the answers that have come: in the same order, an exception where one was refused
     or where the connection broke."""
 
-    __slots__ = ("answers", "count", "done", "since")
+    __slots__ = ("_then", "answers", "count", "since")
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.answers: list[Any] = []
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Has a result once all answers are there."""
         self.since = time.monotonic()
+        self._then: Callable[[], None] | None = None
 
-    def add(self, answer: Any) -> bool:
-        """True when this was the last."""
+    @property
+    def is_done(self) -> bool:
+        """All answers are there."""
+        return len(self.answers) == self.count
+
+    def then(self, call: Callable[[], None]) -> None:
+        """`call` is called when all answers are there, at once if they are; it must not raise. A future would cost a
+        turn of the event loop."""
+        if self.is_done:
+            call()
+        else:
+            self._then = call
+
+    async def wait(self) -> None:
+        """Until all answers are there."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.then(lambda: None if done.done() else done.set_result(None))
+        await done
+
+    def add(self, answer: Any) -> None:
         self.answers.append(answer)
-        if len(self.answers) < self.count:
-            return False
-        if not self.done.done():
-            self.done.set_result(None)
-        return True
+        if self._then is not None and self.is_done:
+            self._then()
 
     def give_up(self, error: Exception) -> None:
-        while not self.add(error):
-            pass
+        while not self.is_done:
+            self.add(error)
 
 
 class Connection(asyncio.Protocol):
@@ -75,9 +89,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
+        waiting = self._waiting
         while (reply := self._reader.gets()) is not False:
-            if self._waiting[0].add(reply):
-                self._waiting.popleft()
+            asked = waiting[0]
+            if len(asked.answers) + 1 == asked.count:
+                waiting.popleft()  # Before who waits is told, who may ask more.
+            asked.add(reply)
 
     def ask(self, commands: Sequence[Command]) -> Asked:
         """At least one command, on its way."""
@@ -93,7 +110,7 @@ class Connection(asyncio.Protocol):
     async def send(self, *command: bytes | str | int) -> Any:
         """The command's reply. Raises TryAgain when the connection breaks, and what Redis refuses."""
         asked = self.ask([command])
-        await asked.done
+        await asked.wait()
         answer = asked.answers[0]
         if isinstance(answer, Exception):
             raise answer

@@ -308,7 +308,7 @@ class RedisStore:
                 return
             if any(isinstance(a, RedisError) and str(a).startswith(MOVED_ERRORS) for a in probe.answers):
                 return
-            if not probe.done.done() or any(isinstance(answer, Exception) for answer in probe.answers):
+            if not probe.is_done or any(isinstance(answer, Exception) for answer in probe.answers):
                 continue
             (uuid, seq, safe), replication = probe.answers
             self._judge_isolation(replication.decode())

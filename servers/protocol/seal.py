@@ -22,38 +22,55 @@ from servers.protocol.naming_api import DEADLINE_HEADER
 from servers.protocol.storage_api import EXTENT_HEADER, LENGTH_HEADER, NODE_HEADER, SUMS_HEADER
 
 SEAL_HEADER = "dcs-seal"
+SEAL_DIGITS = 16
 DAMAGED = "the request was damaged on its way: send it again"
 _HAS_ITS_OWN = "--------"
 _REQUEST_HEADERS = ("authorization", "content-length", "range", DEADLINE_HEADER, EXTENT_HEADER, NODE_HEADER)
 _ANSWER_HEADERS = ("content-range", LENGTH_HEADER, SUMS_HEADER, EXTENT_HEADER)
 
 
+def request_sum(method: str, target: str, headers: Mapping[str, str]) -> int:
+    """Over what counts in a head: the same for all requests that differ in their bodies alone. `headers` by their names
+    in lower case, with authorization and content-length."""
+    words = (method, target, *[headers.get(name, "") for name in _REQUEST_HEADERS], "")
+    return crc32c("\n".join(words).encode("latin-1"))
+
+
 def seal_request(method: str, target: str, headers: Mapping[str, str], body: Iterable[Buffer]) -> str:
-    """`headers` by their names in lower case, with authorization and content-length."""
+    """`headers` as for `request_sum`."""
     inner = _HAS_ITS_OWN if EXTENT_HEADER in headers and method == "PUT" else _body_sum(body)
-    return _sealed((method, target), headers, _REQUEST_HEADERS, inner)
+    return _sealed(request_sum(method, target, headers), inner)
 
 
-def is_request_head_whole(seal: str, method: str, target: str, headers: Mapping[str, str]) -> bool:
-    return seal == _sealed((method, target), headers, _REQUEST_HEADERS, seal[8:])
+def is_request_head_whole(seal: str, sum_of_request: int) -> bool:
+    return seal == _sealed(sum_of_request, seal[8:])
 
 
 def is_request_body_whole(seal: str, body: Buffer) -> bool:
     return seal[8:] in (_HAS_ITS_OWN, _body_sum((body,)))
 
 
+def answer_words(status: int, headers: Mapping[str, str]) -> str:
+    """What counts in an answer's head: the same for all that differ in their bodies alone."""
+    return "\n".join(("", str(status), *[headers.get(name, "") for name in _ANSWER_HEADERS], ""))
+
+
 def seal_answer(request_seal: str, status: int, headers: Mapping[str, str], body: Iterable[Buffer]) -> str:
-    inner = _HAS_ITS_OWN if SUMS_HEADER in headers else _body_sum(body)
-    return _sealed((request_seal, str(status)), headers, _ANSWER_HEADERS, inner)
+    return seal_words(request_seal, answer_words(status, headers), None if SUMS_HEADER in headers else body)
+
+
+def seal_words(request_seal: str, words: str, body: Iterable[Buffer] | None) -> str:
+    """The seal of an answer of these words; a body of None has sums of its own."""
+    inner = _HAS_ITS_OWN if body is None else _body_sum(body)
+    return _sealed(crc32c((request_seal + words).encode("latin-1")), inner)
 
 
 def is_answer_whole(request_seal: str, status: int, headers: Mapping[str, str], body: Buffer) -> bool:
     return headers.get(SEAL_HEADER) == seal_answer(request_seal, status, headers, (body,))
 
 
-def _sealed(first: tuple[str, str], headers: Mapping[str, str], names: tuple[str, ...], inner: str) -> str:
-    what = "\n".join((*first, *[headers.get(name, "") for name in names], inner))
-    return f"{crc32c(what.encode('latin-1')):08x}{inner}"
+def _sealed(sum_of_head: int, inner: str) -> str:
+    return f"{crc32c(inner.encode('latin-1'), sum_of_head):08x}{inner}"
 
 
 def _body_sum(body: Iterable[Buffer]) -> str:

@@ -29,14 +29,23 @@ import http
 import logging
 import mmap
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from servers.protocol.seal import DAMAGED, SEAL_HEADER, is_request_body_whole, is_request_head_whole, seal_answer
+from servers.protocol.seal import (
+    DAMAGED,
+    SEAL_HEADER,
+    answer_words,
+    is_request_body_whole,
+    is_request_head_whole,
+    seal_words,
+)
+from servers.protocol.storage_api import SUMS_HEADER
 from servers.serving.access import DENIED, Secret
-from servers.serving.lane import HEAD_BYTES_MAX, Lane, LaneReply, LaneRequest, json_reply
+from servers.serving.lane import HEAD_BYTES_MAX, Deferred, Lane, LaneReply, LaneRequest, json_reply
 from servers.serving.memory import BufferPool, MemoryBudget, buffer_bytes
-from servers.serving.request_head import Head, Refusal, parse_head
+from servers.serving.request_head import Head, Refusal, parse_sealed_head
 
 SMALL_BODY_BYTES_MAX = 64 * 1024
 """Up to here a body may be put together from what was read; it is not worth a buffer of its own."""
@@ -51,6 +60,10 @@ DRAIN_SECONDS = 2.0
 TICK_SECONDS = 1.0
 JOIN_BYTES_MAX = 32 * 1024
 """Replies up to here are copied into one write; larger ones are written piece by piece."""
+
+KNOWN_HEADERS_MAX = 1
+"""Replies with more headers have sums among them: no two heads are the same."""
+KNOWN_REPLY_HEADS = 64
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -84,7 +97,7 @@ async def _never(_: LaneRequest) -> LaneReply:
 
 _UNDECIDED = Lane("UNDECIDED", "/", _never)
 """Stands for: more bytes are needed to tell."""
-_NO_HEAD = Head("", "/", "", {}, False)
+_NO_HEAD = Head("", "/", "", {}, False, 0)
 
 
 class _BodyReceiver(asyncio.BufferedProtocol):
@@ -229,9 +242,8 @@ class _LaneProtocol(HttpToolsProtocol):
 
     def _begin(self, lane: Lane, head_bytes: int) -> None:
         data = self._held
-        head = parse_head(data[:head_bytes])
-        seal = head.headers.get(SEAL_HEADER, "")
-        if seal and not is_request_head_whole(seal, head.method, head.target, head.headers):
+        head, seal = parse_sealed_head(data[:head_bytes], known=lane.is_one_path)
+        if seal and not is_request_head_whole(seal, head.sum):
             raise Refusal(400, DAMAGED)
         self._seal = seal
         if not self._secret.accepts(head.headers.get("authorization", "")):
@@ -318,9 +330,20 @@ class _LaneProtocol(HttpToolsProtocol):
         if isinstance(answer, LaneReply):
             self._reply(answer)
             return
+        if isinstance(answer, Deferred):
+            answer.then(self._deferred_came)
+            return
         future = asyncio.ensure_future(answer)
         self.tasks.add(future)  # type: ignore[arg-type]  # uvicorn counts and cancels them; any future will do.
         future.add_done_callback(self._answered)
+
+    def _deferred_came(self, reply: LaneReply) -> None:
+        try:
+            self._reply(reply)
+            self._advance()
+        except Exception:  # Whoever set it has others to serve.
+            logger.exception("a reply could not be sent")
+            self.transport.abort()
 
     def _answered(self, future: asyncio.Future[LaneReply]) -> None:
         self.tasks.discard(future)
@@ -356,15 +379,17 @@ class _LaneProtocol(HttpToolsProtocol):
             self._replied()
 
     def _write(self, reply: LaneReply, keep_alive: bool, with_body: bool = True) -> None:
-        length = sum(len(piece) for piece in reply.body)
+        length = sum(map(len, reply.body))
         stated = length if reply.content_length is None else reply.content_length
-        headers = "".join(f"{name}: {value}\r\n" for name, value in reply.headers)
+        known = _known_reply_head if len(reply.headers) <= KNOWN_HEADERS_MAX else _reply_head
+        start, words, has_sums = known(reply.status, reply.headers)
+        seal = ""
         if self._seal:
-            seal = seal_answer(self._seal, reply.status, dict(reply.headers), reply.body if with_body else ())
-            headers += f"{SEAL_HEADER}: {seal}\r\n"
+            body = None if has_sums else reply.body if with_body else ()
+            seal = f"{SEAL_HEADER}: {seal_words(self._seal, words, body)}\r\n"
         close = "" if keep_alive else "connection: close\r\n"
         size = f"content-length: {stated}\r\n" if reply.status != http.HTTPStatus.NO_CONTENT else ""
-        head = f"{_status_line(reply.status)}{size}{close}{headers}\r\n".encode("latin-1")
+        head = f"{start}{size}{close}{seal}\r\n".encode("latin-1")
         if not with_body or not length:
             self.transport.write(head)
         elif length <= JOIN_BYTES_MAX:
@@ -431,11 +456,11 @@ class _LaneProtocol(HttpToolsProtocol):
         return self._asgi_busy() or self.timeout_keep_alive_task is not None
 
 
-_STATUS_LINES: dict[int, str] = {}
+def _reply_head(status: int, headers: tuple[tuple[str, str], ...]) -> tuple[str, str, bool]:
+    """The status line and headers, what of them counts in a seal, and whether the body has sums of its own."""
+    start = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
+    lines, named = "".join(f"{name}: {value}\r\n" for name, value in headers), dict(headers)
+    return start + lines, answer_words(status, named), SUMS_HEADER in named
 
 
-def _status_line(status: int) -> str:
-    line = _STATUS_LINES.get(status)
-    if line is None:
-        line = _STATUS_LINES[status] = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-    return line
+_known_reply_head = lru_cache(KNOWN_REPLY_HEADS)(_reply_head)

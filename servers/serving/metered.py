@@ -11,7 +11,7 @@ from time import perf_counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from servers.protocol.requests import Requests
-from servers.serving.lane import Lane, LaneReply, LaneRequest
+from servers.serving.lane import Deferred, Lane, LaneReply, LaneRequest
 
 
 def metered_lane(lane: Lane, requests: Requests, verb: str) -> Lane:
@@ -24,6 +24,9 @@ def metered_lane(lane: Lane, requests: Requests, verb: str) -> Lane:
         answer = handler(request)
         if isinstance(answer, LaneReply):
             requests.observe(verb, perf_counter() - began, failed=answer.status >= 500)
+            return answer
+        if isinstance(answer, Deferred):
+            answer.then(lambda reply: requests.observe(verb, perf_counter() - began, failed=reply.status >= 500))
             return answer
         if isinstance(answer, asyncio.Future):
             answer.add_done_callback(lambda done: _observe_future(requests, verb, began, done))

@@ -9,7 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
+from servers.protocol.seal import SEAL_DIGITS, SEAL_HEADER, request_sum
+
+HEADS_KEPT = 256
+_SEAL_START = f"\r\n{SEAL_HEADER}: ".encode()
+_SEAL_BYTES = len(_SEAL_START) + SEAL_DIGITS + len(b"\r\n\r\n")
 _REQUEST_LINE = re.compile(r"([A-Z]+) (/[!-~]*) HTTP/1\.([01])\r\n")
 _HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\r\n\0]*)\r\n")
 
@@ -28,10 +34,8 @@ class Head:
     query: str
     headers: Mapping[str, str]
     keep_alive: bool
-
-    @property
-    def target(self) -> str:
-        return f"{self.path}?{self.query}" if self.query else self.path
+    sum: int
+    """`servers.protocol.seal.request_sum` of it."""
 
     def content_length(self, needed: bool) -> int:
         """Raises Refusal; a PUT or POST without a length is refused when one is needed, and empty otherwise."""
@@ -65,4 +69,19 @@ def parse_head(data: bytes) -> Head:
     path, _, query = line[2].partition("?")
     connection = headers.get("connection", "").lower()
     keep_alive = "close" not in connection if line[3] == "1" else "keep-alive" in connection
-    return Head(line[1], path, query, headers, keep_alive)
+    target = f"{path}?{query}" if query else path
+    return Head(line[1], path, query, headers, keep_alive, request_sum(line[1], target, headers))
+
+
+_parse_known_head = lru_cache(HEADS_KEPT)(parse_head)
+
+
+def parse_sealed_head(data: bytes, *, known: bool) -> tuple[Head, str]:
+    """The head and its seal, "" where it has none. `known`: many requests have this head, but for the seal. Raises
+    Refusal."""
+    if not (known and data.startswith(_SEAL_START, -_SEAL_BYTES)):
+        head = parse_head(data)
+        return head, head.headers.get(SEAL_HEADER, "")
+    head = _parse_known_head(data[:-_SEAL_BYTES] + b"\r\n\r\n")
+    seal = data[len(_SEAL_START) - _SEAL_BYTES : -4].decode("latin-1")
+    return head, f"{head.headers[SEAL_HEADER]}, {seal}" if SEAL_HEADER in head.headers else seal

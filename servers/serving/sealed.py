@@ -12,6 +12,7 @@ from servers.protocol.seal import (
     SEAL_HEADER,
     is_request_body_whole,
     is_request_head_whole,
+    request_sum,
     seal_answer,
 )
 
@@ -35,7 +36,7 @@ class SealedApp:
         if body is None:
             return  # Nobody is there to answer.
         target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-        is_whole = is_request_head_whole(seal, scope["method"], target.decode("latin-1"), headers)
+        is_whole = is_request_head_whole(seal, request_sum(scope["method"], target.decode("latin-1"), headers))
         if not is_whole or len(body) > BODY_BYTES_MAX or not is_request_body_whole(seal, body):
             await _refuse(send)
             return

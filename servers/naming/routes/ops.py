@@ -18,7 +18,7 @@ from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import BATCH_BYTES_MAX, OPERATIONS_PER_BATCH_MAX
 from servers.protocol.naming_api import DEADLINE_HEADER, OPS_PATH, Operation, pack_replies, unpack_batch
-from servers.serving.lane import Lane, LaneReply, LaneRequest, json_reply
+from servers.serving.lane import Deferred, Lane, LaneReply, LaneRequest, json_reply
 
 log = logging.getLogger(__name__)
 
@@ -60,21 +60,21 @@ class _Batch:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._store, self._session, self._operations, self._asked = store, session, operations, asked
-        self.answer: asyncio.Future[LaneReply] = self._loop.create_future()
+        self.answer = Deferred()
         self._end_at = self._loop.time() + seconds
         self._timer = self._loop.call_at(self._end_at, self._time_is_over)
-        asked.done.add_done_callback(self._came)
+        self._again: asyncio.Task[None] | None = None
+        asked.then(self._came)
 
-    def _came(self, _: asyncio.Future[None]) -> None:
-        if self.answer.done():
+    def _came(self) -> None:
+        if self.answer.is_set:
             return
         replies = self._replies()
         if None not in replies:
             self._timer.cancel()
-            self.answer.set_result(_reply(replies))
+            self.answer.set(_reply(replies))
             return
-        again = self._loop.create_task(self._ask_again(replies))
-        self.answer.add_done_callback(lambda _: again.cancel())
+        self._again = self._loop.create_task(self._ask_again(replies))
 
     def _replies(self) -> list[bytes | None]:
         """None for what has not come, and for what came as an error."""
@@ -88,12 +88,14 @@ class _Batch:
         found = await asyncio.gather(*(_ask(self._store, self._session, o, seconds) for o in operations))
         for index, reply in zip(missing, found, strict=True):
             replies[index] = reply
-        if not self.answer.done():
-            self.answer.set_result(_reply(replies))
+        if not self.answer.is_set:
+            self.answer.set(_reply(replies))
 
     def _time_is_over(self) -> None:
-        if not self.answer.done():
-            self.answer.set_result(_reply(self._replies()))
+        if not self.answer.is_set:
+            if self._again is not None:
+                self._again.cancel()
+            self.answer.set(_reply(self._replies()))
 
 
 async def _ask(store: RedisStore, session: SessionNumber, o: Operation, seconds: float) -> bytes | None:
