@@ -17,10 +17,12 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import trio
 from trio.lowlevel import wait_readable, wait_writable
@@ -30,11 +32,13 @@ from servers.client.http import CONNECT_SECONDS, FIRST_BYTE_SECONDS, Answer
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import AccessDenied, DcsError, TryAgain
 from servers.protocol.limits import KIB, MIB
-from servers.protocol.seal import SEAL_HEADER, is_answer_whole, seal_request
+from servers.protocol.seal import SEAL_HEADER, has_sums, is_answer_whole, request_sum, seal_of
 
 CONNECTIONS_PER_ADDRESS_MAX = 16
 IDLE_SECONDS_MAX = 30.0
 """A connection that was idle for longer is closed when another one becomes idle."""
+QUIET_SECONDS = 0.5
+"""A connection that was used within this is not looked at before it is used again."""
 HEAD_BYTES_MAX = 64 * KIB
 BODY_BYTES_MAX = 80 * MIB
 """The largest extent and some room for what the naming server may answer to a batch."""
@@ -43,6 +47,7 @@ SLOW_BYTES = 32 * KIB
 """A body must go on by this much, or end, every SLOW_SECONDS."""
 FIRST_READ_BYTES = 64 * KIB
 LAST_LOOK_SECONDS = 0.05
+HEADS_KEPT = 256
 IOV_MAX = 1024
 """Pieces in one sendmsg(2); limits.h."""
 
@@ -70,8 +75,9 @@ class TrioTransport:
     ) -> Answer:
         self._requests += 1
         head, seal = self._head(address, method, target, headers, body)
-        end = trio.current_time() + deadline_seconds
-        with trio.CancelScope(deadline=end) as scope:
+        now = trio.current_time()
+        end = now + deadline_seconds
+        with trio.CancelScope(deadline=min(end, now + first_byte_seconds)) as scope:
             timer = _Timer(scope, end)
             try:
                 answer = await self._exchange(address, method, seal, [head, *body], timer, first_byte_seconds)
@@ -133,12 +139,15 @@ class TrioTransport:
         self, address: str, method: str, target: str, headers: Mapping[str, str] | None, body: Sequence[Buffer]
     ) -> tuple[bytes, str]:
         """The request's head, and its seal."""
-        length = str(sum(map(len, body)))
-        sent = {"authorization": self._bearer, "content-length": length, **(headers or {})}
-        seal = seal_request(method, target, sent, body)
-        lines = "".join([f"{name}: {value}\r\n" for name, value in sent.items()])
-        head = f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{lines}{SEAL_HEADER}: {seal}\r\n\r\n"
-        return head.encode("latin-1"), seal
+        fields = (
+            ("authorization", self._bearer),
+            ("content-length", str(sum(map(len, body)))),
+            *(headers or {}).items(),
+        )
+        start_of = _known_head_start if method == "POST" else _head_start  # Those to the routes of many requests.
+        start, sum_of_head, is_summed = start_of(address, method, target, fields)
+        seal = seal_of(sum_of_head, None if is_summed else body)
+        return f"{start}{SEAL_HEADER}: {seal}\r\n\r\n".encode("latin-1"), seal
 
     async def close(self) -> None:
         """Idle connections are closed; those in use will be when their request ends."""
@@ -179,7 +188,10 @@ class TrioTransport:
         pool = self._pools.get(address)
         if pool is None:
             pool = self._pools[address] = _Pool(self._connections_max)
-        await pool.enter()
+        if not pool.try_enter():
+            timer.allow(math.inf, "waiting for a free connection")
+            await pool.enter()
+            timer.allow(first_byte_seconds, "sending the request")
         try:
             connection = pool.take()
             if connection is not None:
@@ -192,6 +204,7 @@ class TrioTransport:
             timer.allow(CONNECT_SECONDS, "connecting")
             self._connects += 1
             connection = _Connection(await _connect(address))
+            timer.allow(first_byte_seconds, "sending the request")
             return await self._on(connection, pool, method, seal, request, timer, first_byte_seconds)
         finally:
             pool.leave()
@@ -209,9 +222,8 @@ class TrioTransport:
         """The request's answer. The connection is idle in the pool afterwards, or closed."""
         connection.reusable = False
         try:
-            timer.step = "sending the request"
             whole = await connection.send(request, timer, first_byte_seconds)
-            timer.allow(first_byte_seconds, "waiting for the answer")
+            timer.expect(first_byte_seconds, "waiting for the answer")
             answer, keep = await connection.receive(method, timer)
             pool.believe(answer, seal)
             connection.reusable = keep and whole and not self._closed
@@ -223,18 +235,37 @@ class TrioTransport:
                 connection.sock.close()
 
 
+def _head_start(address: str, method: str, target: str, fields: tuple[tuple[str, str], ...]) -> tuple[str, int, bool]:
+    """A request's head but for its seal, the sum of it, and whether its body has sums of its own."""
+    headers = dict(fields)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    start = f"{method} {target} HTTP/1.1\r\nhost: {address}\r\n{lines}"
+    return start, request_sum(method, target, headers), has_sums(method, headers)
+
+
+_known_head_start = lru_cache(HEADS_KEPT)(_head_start)
+
+
 class _Timer:
     """The one cancel scope of a request, and the step that it now limits."""
 
-    __slots__ = ("_end", "_scope", "step")
+    __slots__ = ("_end", "_is_new", "_scope", "step")
 
     def __init__(self, scope: trio.CancelScope, end: float) -> None:
         self._scope = scope
         self._end = end
-        self.step = "waiting for a free connection"
+        self._is_new = True
+        self.step = "sending the request"
+
+    def expect(self, seconds: float, step: str) -> None:
+        """As `allow`, but where nothing was waited for the scope was opened just now, for so long."""
+        self.step = step
+        if not self._is_new:
+            self.allow(seconds, step)
 
     def allow(self, seconds: float, step: str) -> None:
         """The step may take this long, within the request's own deadline."""
+        self._is_new = False
         self.step = step
         self._scope.deadline = min(self._end, trio.current_time() + seconds)
 
@@ -272,10 +303,11 @@ class _Pool:
             self._seals = True
 
     def take(self) -> _Connection | None:
-        """An idle connection that the other side has not closed."""
+        """An idle connection that the other side has not closed, but for one used just now: sending tells as well."""
+        known_since = trio.current_time() - QUIET_SECONDS
         while self.idle:
             connection = self.idle.pop()
-            if connection.is_quiet():
+            if connection.idle_since > known_since or connection.is_quiet():
                 connection.answered = connection.reusable = False
                 return connection
             connection.sock.close()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -65,7 +64,7 @@ class AccessTimes:
         if self._waiting or self._telling:
             noted = self._noted(known.ino, known.atime_ns)
             if noted > known.atime_ns:
-                return replace(known, atime_ns=noted)
+                return known._replace(atime_ns=noted)
         return known
 
     def _noted(self, ino: InodeNumber, otherwise: int) -> int:

@@ -7,8 +7,6 @@ cache's: sizes and times of writes that are not committed are laid over them.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from fusefs.vfs.chunk_map import ChunkMap
 from fusefs.vfs.file_reader import FileReader
 from fusefs.vfs.file_writer import FileWriter
@@ -67,8 +65,7 @@ class OpenInode:
         if not writer.is_dirty:
             return known
         is_newest = writer.mtime_ns > known.ctime_ns  # What utimensat(2) set into the future ends with a write.
-        return replace(
-            known,
+        return known._replace(
             size=self.size,
             stored_bytes=min(self.size, known.stored_bytes + writer.bytes),
             mtime_ns=writer.mtime_ns if is_newest else max(known.mtime_ns, writer.mtime_ns),

@@ -38,8 +38,17 @@ def request_sum(method: str, target: str, headers: Mapping[str, str]) -> int:
 
 def seal_request(method: str, target: str, headers: Mapping[str, str], body: Iterable[Buffer]) -> str:
     """`headers` as for `request_sum`."""
-    inner = _HAS_ITS_OWN if EXTENT_HEADER in headers and method == "PUT" else _body_sum(body)
-    return _sealed(request_sum(method, target, headers), inner)
+    return seal_of(request_sum(method, target, headers), None if has_sums(method, headers) else body)
+
+
+def has_sums(method: str, headers: Mapping[str, str]) -> bool:
+    """The request's body has sums of its own."""
+    return method == "PUT" and EXTENT_HEADER in headers
+
+
+def seal_of(sum_of_head: int, body: Iterable[Buffer] | None) -> str:
+    """A body of None has sums of its own."""
+    return _sealed(sum_of_head, _HAS_ITS_OWN if body is None else _body_sum(body))
 
 
 def is_request_head_whole(seal: str, sum_of_request: int) -> bool:
@@ -61,8 +70,7 @@ def seal_answer(request_seal: str, status: int, headers: Mapping[str, str], body
 
 def seal_words(request_seal: str, words: str, body: Iterable[Buffer] | None) -> str:
     """The seal of an answer of these words; a body of None has sums of its own."""
-    inner = _HAS_ITS_OWN if body is None else _body_sum(body)
-    return _sealed(crc32c((request_seal + words).encode("latin-1")), inner)
+    return seal_of(crc32c((request_seal + words).encode("latin-1")), body)
 
 
 def is_answer_whole(request_seal: str, status: int, headers: Mapping[str, str], body: Buffer) -> bool:

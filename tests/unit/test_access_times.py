@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -50,7 +49,7 @@ async def test_a_read_shows_at_once_and_is_told_once() -> None:
     times = AccessTimes(metadata.ask, lambda: NOW, seconds=1, kept=True)
     times.read(FILE.ino, FILE.atime_ns, FILE.ctime_ns)
     times.read(FILE.ino, FILE.atime_ns, FILE.ctime_ns)
-    assert times.shown(FILE) == replace(FILE, atime_ns=NOW)
+    assert times.shown(FILE) == FILE._replace(atime_ns=NOW)
     await times.tell()
     assert metadata.told == [[FILE.ino, *pack_time(NOW)]]
     assert times.shown(FILE).atime_ns == NOW, "attributes from before may still be remembered"

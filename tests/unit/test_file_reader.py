@@ -34,7 +34,7 @@ class World:
         self.chunks: dict[int, list[Segment]] = {}
         self.before_store: Callable[[bytes], Awaitable[object]] = lambda _: trio.lowlevel.checkpoint()
         self.fetch_error: Callable[[], Awaitable[DcsError | None]] | None = None
-        values = dict.fromkeys(Attributes.__dataclass_fields__, 0) | {"ino": 5, "chunk_size": CHUNK, "replicas": 3}
+        values = dict.fromkeys(Attributes._fields, 0) | {"ino": 5, "chunk_size": CHUNK, "replicas": 3}
         attributes = Attributes(**values)  # type: ignore[arg-type]
         parts = WriterParts(
             self.store, self.commit, self.barrier, WriteBudget(1 << 20, lambda: None), trio.CapacityLimiter(4), nursery,

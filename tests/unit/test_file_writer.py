@@ -48,7 +48,7 @@ class MadeUp:
         self.moves = self.lost = 0
 
     def attributes(self) -> Attributes:
-        values = dict.fromkeys(Attributes.__dataclass_fields__, 0)
+        values = dict.fromkeys(Attributes._fields, 0)
         values |= {"ino": 5, "chunk_size": self.chunk_size, "replicas": 3, "size": len(self.content)}
         return Attributes(**values)  # type: ignore[arg-type]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from servers.serving.access import Secret, SecretError, load_secret
 from servers.serving.lane import Lane, LaneReply, parse_query
 from servers.serving.memory import BufferPool, MemoryBudget, buffer_bytes
-from servers.serving.request_head import Refusal, parse_head
+from servers.serving.request_head import Refusal, parse_head, parse_sealed_head
 
 pytestmark = pytest.mark.anyio
 KIB = 1024
@@ -35,6 +35,28 @@ def test_a_head_is_read() -> None:
 def test_a_head_of_any_bytes_is_read_or_refused(line: bytes) -> None:
     with contextlib.suppress(Refusal):
         parse_head(b"GET / HTTP/1.1\r\n" + line + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "seal"),
+    [
+        (b"dcs-seal: 0123456789abcdef\r\n", "0123456789abcdef"),
+        (b"dcs-seal: 0123456789abcdef\r\nx: y\r\n", "0123456789abcdef"),
+        (b"dcs-seal: 01\r\n", "01"),
+        (b"x-dcs-seal: 0123456789abcdef\r\n", ""),
+        (b"dcs-seal: first\r\ndcs-seal: 0123456789abcdef\r\n", "first, 0123456789abcdef"),
+    ],
+)
+def test_a_head_that_comes_again_is_read_as_at_first(lines: bytes, seal: str) -> None:
+    """Whether it is kept or not; a second seal is not taken for the only one."""
+    head = b"POST /v1/ops HTTP/1.1\r\ncontent-length: 5\r\n" + lines + b"\r\n"
+    plain, found = parse_sealed_head(head, known=False)
+    assert found == seal
+    for _ in range(2):
+        known, found = parse_sealed_head(head, known=True)
+        assert found == seal
+        assert (known.method, known.path, known.sum) == (plain.method, plain.path, plain.sum)
+        assert known.headers.get("content-length") == "5"
 
 
 @pytest.mark.parametrize(

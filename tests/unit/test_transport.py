@@ -72,7 +72,12 @@ async def test_a_connection_is_used_again() -> None:
         assert transport.statistics() == {"requests": 5, "connects": 1, "sent_again": 0, "idle_connections": 1}
 
 
-async def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed() -> None:
+@pytest.mark.parametrize(("quiet_seconds", "sent_again"), [(0.0, 0), (3600.0, 2)])
+async def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed(
+    quiet_seconds: float, sent_again: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking at it finds out, or, where it was used just now, sending."""
+    monkeypatch.setattr("fusefs.transport.QUIET_SECONDS", quiet_seconds)
     closed = threading.Semaphore(0)
 
     def script(peer: Peer) -> None:
@@ -86,7 +91,7 @@ async def test_an_idle_connection_that_the_server_closed_is_replaced_unnoticed()
             assert (await transport.request(server.address, "GET", "/")).body == b"ok"
             await trio.to_thread.run_sync(closed.acquire)
         statistics = transport.statistics()
-        assert (statistics["connects"], statistics["sent_again"]) == (3, 0)
+        assert (statistics["connects"], statistics["sent_again"]) == (3, sent_again)
 
 
 async def test_a_request_that_meets_the_closing_of_a_kept_connection_is_sent_again_once() -> None:
