@@ -11,6 +11,7 @@ import asyncio
 import base64
 import functools
 import json
+import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +29,7 @@ from servers.protocol.storage_api import (
     ExtentHeader,
     unpack_extent_header,
 )
-from servers.serving.lane import Handler, Lane, LaneReply, LaneRequest, json_reply, parse_query
+from servers.serving.lane import Deferred, Handler, Lane, LaneReply, LaneRequest, json_reply, parse_query
 from servers.storage.node import StorageNode
 from servers.storage.replica import Replica
 from servers.storage.routes.refusals import REFUSALS, BadRequest, NotMeant, RangeNotThere, refusal
@@ -41,6 +42,9 @@ BARRIER_BYTES_MAX = 1024 * KIB
 """Of a request that names BARRIER_EXTENTS_MAX extents."""
 NAMED_MAX = 10
 """Of extents that are lost; more make no difference to who asked."""
+
+logger = logging.getLogger(__name__)
+
 _RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{0,18})", re.ASCII)
 _CREATED = json_reply(201, {"stored": True})
 _HAD = json_reply(200, {"stored": False})
@@ -173,8 +177,19 @@ class ExtentRoutes:
             raise SyncFailed(f"not here any more: {', '.join(lost[:NAMED_MAX])}")
 
 
-def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> Awaitable[LaneReply]:
-    return asyncio.get_running_loop().run_in_executor(threads, _guarded, work)
+def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> Deferred:
+    answer, loop = Deferred(), asyncio.get_running_loop()
+
+    def run() -> None:
+        try:
+            reply = _guarded(work)
+        except Exception as error:
+            logger.exception("a request failed")
+            reply = json_reply(500, {"detail": f"internal error: {type(error).__name__}"})
+        loop.call_soon_threadsafe(answer.set, reply)
+
+    threads.submit(run)
+    return answer
 
 
 def _guarded(work: Callable[[], LaneReply]) -> LaneReply:
