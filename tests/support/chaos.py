@@ -177,6 +177,12 @@ class MemoryWatch(threading.Thread):
         self._end.set()
         self.join(10)
 
+    def knows_all(self, seconds: int) -> bool:
+        """Each process has had a life of so many seconds."""
+        return {name for (name, _), sizes in list(self._lives.items()) if len(sizes) >= seconds} == {
+            process.name for process in self._processes
+        }
+
     def growth(self, warm_seconds: int) -> Iterator[tuple[str, int, int, int]]:
         """Of each life of twice that length: whose, how many seconds, its peak when warm, its peak at the end."""
         for (name, _), sizes in self._lives.items():
