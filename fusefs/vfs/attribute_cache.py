@@ -7,16 +7,23 @@ was asked for before our own last change of that name is not taken.
 
 A directory that was listed as a whole is `complete` for that time: a name that is not in it
 is known not to exist. Nothing here awaits.
+
+Every change of a directory's names moves its ctime. Where all names were known as of one ctime and a
+change of ours finds that same one, nobody else changed them: all are known again, as of the new
+ctime and from when our change was sent. So many changes in a row ask for no name twice.
+
+    listed whole, or made by us, at ctime t ──▶ ours: t was before, t' is now ──▶ ours: t' was before, ...
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
 from servers.protocol.ids import InodeNumber
-from servers.protocol.naming_api import Attributes, unpack_attributes
+from servers.protocol.naming_api import NS, Attributes, unpack_attributes
 
 ENTRIES_MAX = 200_000
 MISSES_BEFORE_LISTING = 3
@@ -39,11 +46,16 @@ class _Entry:
     until: float
     changed: int
     """The tick of our own change that made it so; 0 when it was only seen."""
+    listing: int = 0
+    """That it was seen in, or that it continues."""
 
 
 @dataclass(slots=True)
 class _Directory:
     complete_until: float = 0.0
+    listing: int = 0
+    ctime_ns: int = 0
+    """Of when the names of that listing were all its names; 0 where that is not known."""
     doubted: int = 0
     """The tick of our own last change whose outcome is not known."""
     misses: int = 0
@@ -58,6 +70,7 @@ class AttributeCache:
         self._directories: dict[InodeNumber, _Directory] = {}
         self._names: dict[InodeNumber, bytes] = {}
         self._tick = 0
+        self._listings = 0
         self._forgotten = 0
         """The tick at which entries were last forgotten for want of room."""
 
@@ -72,6 +85,11 @@ class AttributeCache:
         if known is None or known.until <= now:
             return None
         return self._unpacked(ino, known), known.until - now
+
+    def last(self, ino: InodeNumber) -> Attributes | None:
+        """The latest attributes, however old."""
+        known = self._inodes.get(ino)
+        return None if known is None else self._unpacked(ino, known)
 
     def _unpacked(self, ino: InodeNumber, known: _Known) -> Attributes:
         if known.attributes is None:
@@ -120,21 +138,28 @@ class AttributeCache:
         found = self._entries.get((parent, name))
         if found is not None and found.until > now:
             return found.ino, found.until - now
-        if found is not None and found.ino is not None:
-            return None  # It was there lately: a listing that does not have it may be the older of the two.
         directory = self._directories.get(parent)
-        if directory is not None and directory.complete_until > now:
-            return None, directory.complete_until - now
-        return None
+        if directory is None or directory.complete_until <= now:
+            return None
+        if found is not None and found.ino is not None:
+            if not directory.ctime_ns or found.listing != directory.listing:
+                return None  # It was there lately: a listing that does not have it may be the older of the two.
+            return found.ino, directory.complete_until - now
+        return None, directory.complete_until - now
 
-    def put_entry(self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float, tick: int) -> None:
+    def put_entry(
+        self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float, tick: int, listing: int = 0
+    ) -> None:
+        """`listing`: the one that it was seen in."""
         known = self._entries.get((parent, name))
         directory = self._directories.get(parent)
         if (known is not None and known.changed > tick) or (directory is not None and directory.doubted > tick):
             return
         if known is not None and known.until > asked_at + self.seconds:
             return  # Known from a question that was asked later and answered sooner.
-        self._remember((parent, name), _Entry(ino, asked_at + self.seconds, 0))
+        if not listing and known is not None and known.ino == ino:
+            listing = known.listing
+        self._remember((parent, name), _Entry(ino, asked_at + self.seconds, 0, listing))
 
     def _remember(self, key: tuple[InodeNumber, bytes], entry: _Entry) -> None:
         self._entries[key] = entry
@@ -142,17 +167,32 @@ class AttributeCache:
             self._tick += 1
             self._forgotten = self._tick
             for directory in self._directories.values():
-                directory.complete_until = 0.0
+                directory.complete_until, directory.ctime_ns = 0.0, 0
         if entry.ino is not None:
             self._names[entry.ino] = key[1]
             _bound(self._names)
 
     def changed(
-        self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, parent_blob: bytes, asked_at: float
+        self,
+        parent: InodeNumber,
+        names: Mapping[bytes, InodeNumber | None],
+        parent_blob: bytes,
+        before: Sequence[int],
+        asked_at: float,
     ) -> None:
-        """Our own change made the name mean `ino`, or nothing, and the directory what `parent_blob` says."""
+        """Our own change made the names mean these inodes, or nothing, and the directory what `parent_blob` says;
+        `before`: the ctime that it had, in seconds and nanoseconds."""
         self._tick += 1
-        self._remember((parent, name), _Entry(ino, asked_at + self.seconds, self._tick))
+        directory, listing = self._directories.get(parent), 0
+        if directory is not None and directory.ctime_ns:
+            if directory.ctime_ns == before[0] * NS + before[1]:
+                directory.ctime_ns = unpack_attributes(parent, parent_blob).ctime_ns
+                directory.complete_until = max(directory.complete_until, asked_at + self.seconds)
+                listing = directory.listing
+            else:
+                directory.ctime_ns = 0
+        for name, ino in names.items():
+            self._remember((parent, name), _Entry(ino, asked_at + self.seconds, self._tick, listing))
         self.put(parent, parent_blob, asked_at)
 
     def forget_entry(self, parent: InodeNumber, name: bytes) -> None:
@@ -160,7 +200,7 @@ class AttributeCache:
         self._tick += 1
         directory = self._directory(parent)
         directory.doubted = self._tick
-        directory.complete_until = 0.0
+        directory.complete_until, directory.ctime_ns = 0.0, 0
         self._entries.pop((parent, name), None)
         self.forget_attributes(parent)
 
@@ -170,11 +210,18 @@ class AttributeCache:
 
     # ── whole directories
 
-    def complete(self, parent: InodeNumber, asked_at: float, tick: int) -> None:
-        """All entries of the directory were put, from questions sent at or after `asked_at` and `tick`."""
+    def new_listing(self) -> int:
+        """To be given to `put_entry` and to `complete`."""
+        self._listings += 1
+        return self._listings
+
+    def complete(self, parent: InodeNumber, asked_at: float, tick: int, listing: int = 0, ctime_ns: int = 0) -> None:
+        """All entries of the directory were put, from questions sent at or after `asked_at` and `tick`; as part of this
+        listing, where all were there at once, when the directory had this ctime."""
         directory = self._directory(parent)
         if max(directory.doubted, self._forgotten) <= tick:
             directory.complete_until = asked_at + self.seconds
+            directory.listing, directory.ctime_ns = listing, ctime_ns
 
     def wants_listing(self, parent: InodeNumber, now: float) -> bool:
         """Whether so many names of this directory were asked for lately that a listing costs less."""

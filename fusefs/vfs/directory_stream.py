@@ -16,6 +16,7 @@ from fusefs.metadata.client import MetadataClient
 from fusefs.vfs.attribute_cache import AttributeCache
 from servers.protocol.ids import InodeNumber
 from servers.protocol.limits import NAMES_PER_CALL_MAX
+from servers.protocol.naming_api import unpack_attributes
 
 DOT_COOKIE, DOT_DOT_COOKIE = 1, 2
 LEARNED_PAGES_MAX = 4
@@ -36,34 +37,63 @@ class _Page:
     entries: list[Entry]
     at_end: bool
 
+    @property
+    def last(self) -> int:
+        """The position behind it."""
+        return self.entries[-1].cookie if self.entries else self.after
 
-async def read_page(
-    metadata: MetadataClient, cache: AttributeCache, ino: InodeNumber, after: int
-) -> tuple[list[Entry], bool]:
-    """The entries after a cookie, at most a page, and whether the directory ends there.
+
+class _Listing:
+    """The pages of a directory, read one after the other, and whether all that they hold was there at once."""
+
+    def __init__(self, metadata: MetadataClient, cache: AttributeCache, ino: InodeNumber) -> None:
+        self._metadata = metadata
+        self._cache = cache
+        self._ino = ino
+        self._number = cache.new_listing()
+        self._asked_at, self._tick = trio.current_time(), cache.tick()
+        self._ctimes: set[int] = set()
+        self._next = 0
+
+    async def read(self, after: int) -> tuple[list[Entry], bool]:
+        """As `_read_page`; a last page whose pages before it were all read makes the directory complete."""
+        entries, at_end, ctime_ns = await _read_page(self._metadata, self._cache, self._ino, after, self._number)
+        self._ctimes.add(ctime_ns)
+        follows, self._next = after == self._next, entries[-1].cookie if entries else after
+        if not follows:
+            self._next = -1
+        elif at_end:
+            same = self._ctimes.pop() if len(self._ctimes) == 1 else 0
+            self._cache.complete(self._ino, self._asked_at, self._tick, self._number, same)
+        return entries, at_end
+
+
+async def _read_page(
+    metadata: MetadataClient, cache: AttributeCache, ino: InodeNumber, after: int, listing: int
+) -> tuple[list[Entry], bool, int]:
+    """The entries after a cookie, at most a page, whether the directory ends there, and its ctime, 0 for the trash.
 
     Whatever is learned goes to the cache too. Raises as `ask`.
     """
     asked_at, tick = trio.current_time(), cache.tick()
-    at_end, *rows = await metadata.ask("readdir", ino=ino, after=after, count=NAMES_PER_CALL_MAX)
+    at_end, own, *rows = await metadata.ask("readdir", ino=ino, after=after, count=NAMES_PER_CALL_MAX)
     now, entries = trio.current_time(), []
     for i in range(0, len(rows), 4):
         name, cookie, child, blob = rows[i : i + 4]
         if blob is None:
             continue  # Forgotten in this very moment; its name goes with it.
         entries.append(Entry(name, cookie, child, blob))
-        cache.put_entry(ino, name, child, asked_at, tick)
+        cache.put_entry(ino, name, child, asked_at, tick, listing)
         cache.put_listed(child, blob, asked_at, now)
-    return entries, bool(at_end)
+    return entries, bool(at_end), unpack_attributes(ino, own).ctime_ns if own else 0
 
 
 async def learn_names(metadata: MetadataClient, cache: AttributeCache, ino: InodeNumber) -> bool:
     """Learns all names of a directory that is not too large for that; False where it is. Raises as `ask`."""
-    asked_at, tick, after = trio.current_time(), cache.tick(), 0
+    listing, after = _Listing(metadata, cache, ino), 0
     for _ in range(LEARNED_PAGES_MAX):
-        entries, at_end = await read_page(metadata, cache, ino, after)
+        entries, at_end = await listing.read(after)
         if at_end:
-            cache.complete(ino, asked_at, tick)
             return True
         if not entries:
             return False
@@ -77,19 +107,18 @@ class DirectoryStream:
         self._metadata = metadata
         self._cache = cache
         self._page: _Page | None = None
+        self._listing = _Listing(metadata, cache, ino)
 
     async def entries(self, after: int) -> AsyncIterator[Entry]:
         """The entries whose cookies are above `after`, in order; a caller may stop at any."""
         after = max(after, DOT_DOT_COOKIE)
         if after == DOT_DOT_COOKIE:
             self._page = None  # From the start: rewinddir(3) sees the directory as it is now.
+            self._listing = _Listing(self._metadata, self._cache, self.ino)
         while True:
             page = self._page
-            if page is None or not page.after <= after <= (page.entries[-1].cookie if page.entries else page.after):
-                asked_at, tick = trio.current_time(), self._cache.tick()
-                entries, at_end = await read_page(self._metadata, self._cache, self.ino, _position(after))
-                if at_end and after == DOT_DOT_COOKIE:
-                    self._cache.complete(self.ino, asked_at, tick)
+            if page is None or not page.after <= after <= page.last:
+                entries, at_end = await self._listing.read(_position(after))
                 page = self._page = _Page(after, entries, at_end)
             for entry in page.entries:
                 if entry.cookie > after:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import trio
@@ -35,6 +35,7 @@ from servers.protocol.naming_api import (
     REPLICAS_ATTRIBUTE,
     Attributes,
     pack_time,
+    unpack_attributes,
 )
 from servers.protocol.placement import Space, cluster_space
 
@@ -108,7 +109,15 @@ class Filesystem:
             held = self._cache.attributes(ino, now)
             if held is not None:
                 return self.files.shown(held[0], held[1], min(seconds, held[1]))
+            older = self._cache.last(ino)
+            if older is not None and not self._is_sticky(parent):
+                return self.files.shown(older, 0.0, seconds)  # Who wants the attributes asks for them.
         return await self._look_up(parent, name)
+
+    def _is_sticky(self, directory: InodeNumber) -> bool:
+        """Or not known: who may remove a name there depends on the owner of what it names."""
+        known = self._cache.last(directory)
+        return known is None or bool(known.mode & stat.S_ISVTX)
 
     async def _look_up(self, parent: InodeNumber, name: bytes) -> Shown | float:
         asked_at, tick = trio.current_time(), self._cache.tick()
@@ -138,19 +147,27 @@ class Filesystem:
         self._writable(parent)
         asked_at = trio.current_time()
         try:
-            ino, blob, parent_blob = await self._ask(verb, parent=parent, name=name, **arguments)
+            ino, blob, parent_blob, before = await self._ask(verb, parent=parent, name=name, **arguments)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        return self._made(parent, name, ino, blob, parent_blob, asked_at)
+        return self._made(parent, name, ino, blob, parent_blob, before, asked_at)
 
     def _made(
-        self, parent: InodeNumber, name: bytes, ino: InodeNumber, blob: bytes, parent_blob: bytes, asked_at: float
+        self,
+        parent: InodeNumber,
+        name: bytes,
+        ino: InodeNumber,
+        blob: bytes,
+        parent_blob: bytes,
+        before: Sequence[int],
+        asked_at: float,
     ) -> Shown:
-        self._cache.changed(parent, name, ino, parent_blob, asked_at)
+        self._cache.changed(parent, {name: ino}, parent_blob, before, asked_at)
         attributes = self._cache.put(ino, blob, asked_at)
-        if attributes.is_directory:
-            self._cache.complete(ino, asked_at, self._cache.tick())  # It is empty.
+        if attributes.is_directory:  # It is empty.
+            made_ns = unpack_attributes(ino, blob).ctime_ns
+            self._cache.complete(ino, asked_at, self._cache.tick(), self._cache.new_listing(), made_ns)
         seconds = self._cache.left(asked_at, trio.current_time())
         return self.files.shown(attributes, seconds, seconds)
 
@@ -168,11 +185,11 @@ class Filesystem:
         await self.files.stored(ino)
         asked_at = trio.current_time()
         try:
-            blob, parent_blob = await self._ask("link", ino=ino, parent=parent, name=name)
+            blob, parent_blob, before = await self._ask("link", ino=ino, parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        return self._made(parent, name, ino, blob, parent_blob, asked_at)
+        return self._made(parent, name, ino, blob, parent_blob, before, asked_at)
 
     async def readlink(self, ino: InodeNumber) -> bytes:
         link = (await self.files.getattr(ino)).attributes
@@ -186,22 +203,22 @@ class Filesystem:
         await self.files.register_before_unlink(parent, name)
         asked_at = trio.current_time()
         try:
-            ino, blob, parent_blob = await self._ask("unlink", parent=parent, name=name)
+            ino, blob, parent_blob, before = await self._ask("unlink", parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        self._cache.changed(parent, name, None, parent_blob, asked_at)
+        self._cache.changed(parent, {name: None}, parent_blob, before, asked_at)
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
 
     async def rmdir(self, parent: InodeNumber, name: bytes) -> None:
         self._writable(parent)
         asked_at = trio.current_time()
         try:
-            ino, parent_blob = await self._ask("rmdir", parent=parent, name=name)
+            ino, parent_blob, before = await self._ask("rmdir", parent=parent, name=name)
         except DcsError:
             self._cache.forget_entry(parent, name)
             raise
-        self._cache.changed(parent, name, None, parent_blob, asked_at)
+        self._cache.changed(parent, {name: None}, parent_blob, before, asked_at)
         self._cache.forget_attributes(ino)
 
     async def rename(
@@ -214,7 +231,7 @@ class Filesystem:
         await self.files.register_before_unlink(new_parent, new_name)
         asked_at = trio.current_time()
         try:
-            ino, blob, other, parent_blob, new_parent_blob = await self._ask(
+            ino, blob, other, parent_blob, new_parent_blob, before, new_before = await self._ask(
                 "rename", parent=parent, name=name, new_parent=new_parent, new_name=new_name, flags=flags
             )
         except DcsError:
@@ -223,8 +240,11 @@ class Filesystem:
             raise
         if other == ino:
             return  # Two names of one file: rename(2) leaves both.
-        self._cache.changed(parent, name, other if flags & RENAME_EXCHANGE else None, parent_blob, asked_at)
-        self._cache.changed(new_parent, new_name, ino, new_parent_blob, asked_at)
+        names = {name: other if flags & RENAME_EXCHANGE else None}
+        if parent != new_parent:
+            self._cache.changed(parent, names, parent_blob, before, asked_at)
+            names = {}
+        self._cache.changed(new_parent, {**names, new_name: ino}, new_parent_blob, new_before, asked_at)
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
         self._cache.forget_attributes(other)
 
@@ -333,14 +353,16 @@ class Filesystem:
         self._writable(parent)
         asked_at = trio.current_time()
         try:
-            ino, blob, parent_blob = await self._ask("create", parent=parent, name=name, mode=mode, uid=uid, gid=gid)
+            ino, blob, parent_blob, before = await self._ask(
+                "create", parent=parent, name=name, mode=mode, uid=uid, gid=gid
+            )
         except DcsError as error:
             self._cache.forget_entry(parent, name)
             if isinstance(error, Refused) and error.errno == EEXIST and not flags & os.O_EXCL:
                 # Another mount was first. The kernel looks again, and checks whether the caller may open it.
                 raise Refused(ESTALE) from error
             raise
-        shown = self._made(parent, name, ino, blob, parent_blob, asked_at)
+        shown = self._made(parent, name, ino, blob, parent_blob, before, asked_at)
         return self.files.open(shown.attributes, [], flags), shown
 
     async def open(self, ino: InodeNumber, flags: int, *, privileged: bool) -> Opened:

@@ -59,7 +59,7 @@ async def list_directory(connection: Connection, path: bytes) -> AsyncIterator[t
         return
     after, is_end = 0, False
     while not is_end:
-        end, *rows = await connection.ask("readdir", ino=found.ino, after=after, count=NAMES_PER_CALL_MAX)
+        end, _, *rows = await connection.ask("readdir", ino=found.ino, after=after, count=NAMES_PER_CALL_MAX)
         is_end = bool(end)
         for at in range(0, len(rows), 4):
             name, after, ino, blob = rows[at : at + 4]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cluster import Cluster
 from tests.support.commands import opened, refused
 from tests.support.processes import wait_for
 
@@ -44,6 +45,52 @@ def test_names_made_and_removed_elsewhere_are_seen_within_the_cache_time(place: 
     wait_for(lambda: not (other_place / "a").exists(), "the old name is gone", 2 * CACHE_SECONDS + 1)
     (other_place / "b").unlink()
     wait_for(lambda: not (place / "b").exists(), "the removed name is gone", 2 * CACHE_SECONDS + 1)
+
+
+def test_changes_in_a_row_hide_nothing_that_is_done_elsewhere(place: Path, other_place: Path) -> None:
+    """What a mount knows of a directory's names it knows for longer while it changes it; but not what others do."""
+    (place / "old").touch()
+    for number in range(25):
+        (place / f"before-{number}").mkdir()
+        assert not (place / "new").exists()
+        time.sleep(0.05)
+    wait_for((other_place / "old").exists, "the other mount sees the name", 2 * CACHE_SECONDS + 1)
+    (other_place / "old").unlink()
+    (other_place / "new").touch()
+    made = 0
+
+    def seen() -> bool:
+        nonlocal made
+        made += 1
+        (place / f"after-{made}").mkdir()
+        return (place / "new").exists() and not (place / "old").exists()
+
+    wait_for(seen, "what the other mount did is seen", 2 * CACHE_SECONDS + 1)
+    for number in range(25):
+        (place / f"before-{number}").rmdir()
+
+
+def test_many_changes_of_a_directory_look_up_no_name(mounted: Cluster, place: Path) -> None:
+    """Though they take longer than a name may be believed."""
+    began, names = time.monotonic(), [place / f"{number}" for number in range(40)]
+    before = lookups(mounted)
+    for name in names:
+        name.mkdir()
+        time.sleep(0.05)
+    for name in names:
+        name.rename(name.with_suffix(".new"))
+        time.sleep(0.05)
+    for name in names:
+        name.with_suffix(".new").rmdir()
+        time.sleep(0.05)
+    assert time.monotonic() - began > 4 * CACHE_SECONDS
+    assert lookups(mounted) - before < len(names) / 4
+
+
+def lookups(cluster: Cluster) -> float:
+    """How many names were asked for."""
+    text = cluster.rest("GET", "/metrics").text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if 'verb="lookup"' in line)
 
 
 @pytest.mark.fault("R5")

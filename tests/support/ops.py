@@ -70,7 +70,7 @@ class Ops:
         return reply[1:]
 
     def names(self) -> list[bytes]:
-        _, *flat = self.ask("readdir", ino=1, after=0, count=1024)
+        _, _, *flat = self.ask("readdir", ino=1, after=0, count=1024)
         return flat[::4]
 
 

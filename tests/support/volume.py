@@ -91,7 +91,7 @@ class Volume:
 
     def listing(self, ino: int, after: int = 0, count: int = 1024) -> list[tuple[bytes, int, int, bytes]]:
         """name, cookie, inode, attributes."""
-        _, *flat = self.call("readdir", ino=ino, after=after, count=count)
+        _, _, *flat = self.call("readdir", ino=ino, after=after, count=count)
         return [tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)]
 
     def chunks(self, ino: int) -> dict[int, list[Segment]]:

@@ -215,8 +215,17 @@ function Call:drop_entry(directory, name)
 end
 
 function Call:touch_directory(ino)
-  self:modify(self:inode(ino))
+  local inode = self:inode(ino)
+  self.were = self.were or {}
+  self.were[ino] = self.were[ino] or { inode[CTIME], inode[CTIME + 1] }
+  self:modify(inode)
   self:keep(ino)
+end
+
+-- The ctime, {s, ns}, that the directory had before this call: whoever knew all of its names then knows them now.
+function Call:was(ino)
+  local inode = self:inode(ino)
+  return self.were and self.were[ino] or { inode[CTIME], inode[CTIME + 1] }
 end
 
 -- The next change number. Taken once per mutation; also the cookie of the entry that it makes,

@@ -32,42 +32,46 @@ local function make(c, a, mode)
   return ino, inode, directory
 end
 
--- create {parent, name, mode, uid, gid} -> ino, attributes, the parent's
+-- create {parent, name, mode, uid, gid} -> ino, attributes, the parent's, the parent's ctime before
 mutation('create', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id' }, function(c, a)
   local ino, problem = make(c, a, S_IFREG + bit.band(a.mode, 0xFFF))
   if not ino then return problem end
-  return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+  return c:done('create', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent),
+    c:was(a.parent))
 end)
 
--- mknod {parent, name, mode, rdev, uid, gid} -> ino, attributes, the parent's; mode has the type
+-- mknod {parent, name, mode, rdev, uid, gid} -> ino, attributes, the parent's, the parent's ctime before; mode has the type
 local NODES = { [0x1000] = true, [0x2000] = true, [0x6000] = true, [S_IFREG] = true, [0xC000] = true }
 mutation('mknod', {}, { parent = 'ino', name = 'bytes', mode = 'mode', rdev = 'count?', uid = 'id', gid = 'id' },
   function(c, a)
     if not NODES[bit.band(a.mode, S_IFMT)] then return EINVAL end
     local ino, problem = make(c, a, a.mode)
     if not ino then return problem end
-    return c:done('mknod', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+    return c:done('mknod', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent),
+    c:was(a.parent))
   end)
 
--- mkdir {parent, name, mode, uid, gid} -> ino, attributes, the parent's
+-- mkdir {parent, name, mode, uid, gid} -> ino, attributes, the parent's, the parent's ctime before
 mutation('mkdir', {}, { parent = 'ino', name = 'bytes', mode = 'mode', uid = 'id', gid = 'id' }, function(c, a)
   local ino, problem, directory = make(c, a, S_IFDIR + bit.band(a.mode, 0xFFF))
   if not ino then return problem end
   directory[NLINK] = directory[NLINK] + 1
-  return c:done('mkdir', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+  return c:done('mkdir', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent),
+    c:was(a.parent))
 end)
 
--- symlink {parent, name, target, uid, gid} -> ino, attributes, the parent's
+-- symlink {parent, name, target, uid, gid} -> ino, attributes, the parent's, the parent's ctime before
 mutation('symlink', {}, { parent = 'ino', name = 'bytes', target = 'bytes', uid = 'id', gid = 'id' }, function(c, a)
   if #a.target > LIMIT.path then return ENAMETOOLONG end
   if a.target == '' then return ENOENT end
   local ino, inode = make(c, a, S_IFLNK + 0x1FF)
   if not ino then return inode end
   inode[TARGET], inode[SIZE] = a.target, #a.target
-  return c:done('symlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+  return c:done('symlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent),
+    c:was(a.parent))
 end)
 
--- link {ino, parent, name} -> attributes, the parent's
+-- link {ino, parent, name} -> attributes, the parent's, the parent's ctime before
 mutation('link', {}, { ino = 'ino', parent = 'ino', name = 'bytes' }, function(c, a)
   local inode = c:inode(a.ino)
   if not inode or inode[NLINK] == 0 then return ENOENT end
@@ -80,5 +84,6 @@ mutation('link', {}, { ino = 'ino', parent = 'ino', name = 'bytes' }, function(c
   c:keep(a.ino)
   c:put_entry(a.parent, a.name, a.ino, c:cookie())
   c:touch_directory(a.parent)
-  return c:done('link', { a.parent, a.ino }, { a.name }, c:attributes(a.ino), c:attributes(a.parent))
+  return c:done('link', { a.parent, a.ino }, { a.name }, c:attributes(a.ino), c:attributes(a.parent),
+    c:was(a.parent))
 end)

@@ -1,4 +1,5 @@
--- readdir {ino, after, count} -> at the end (1 or 0), name, cookie, ino, attributes, name, ...
+-- readdir {ino, after, count} -> at the end (1 or 0), its own attributes ('' for the trash), name, cookie, ino, attributes,
+-- name, ...
 -- Entries in the order of their cookies, from the first above `after`. An entry keeps its cookie
 -- as long as it is there, so a scan meets it once.
 read('readdir', { ino = 'ino', after = 'count', count = 'count' }, function(c, a)
@@ -7,9 +8,9 @@ read('readdir', { ino = 'ino', after = 'count', count = 'count' }, function(c, a
   if not inode then return { ESTALE } end
   if not is(inode[MODE], S_IFDIR) then return { ENOTDIR } end
   local names = call('ZRANGEBYSCORE', c:key('n', a.ino), '(' .. text(a.after), '+inf', 'LIMIT', 0, count)
-  local reply = { 0, #names < count and 1 or 0 }
+  local reply = { 0, #names < count and 1 or 0, c:attributes(a.ino) }
   if #names == 0 then return reply end
-  local entries, keys, at = call('HMGET', c:key('d', a.ino), unpack(names)), {}, 2
+  local entries, keys, at = call('HMGET', c:key('d', a.ino), unpack(names)), {}, 3
   for i = 1, #names do
     entries[i] = unpack_value(entries[i])
     keys[i] = c:key('i', entries[i][1])

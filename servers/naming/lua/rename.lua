@@ -1,5 +1,6 @@
 -- rename {parent, name, new_parent, new_name, flags} -> ino, attributes, the ino that was at the new name, replaced or
--- exchanged (0 for none, `ino` for two names of one file, which both stay), the attributes of both parents
+-- exchanged (0 for none, `ino` for two names of one file, which both stay), the attributes of both parents, and the
+-- ctimes that they had before
 -- rename(2), renameat2(2): flags 1 NOREPLACE, 2 EXCHANGE.
 local NOREPLACE, EXCHANGE = 1, 2
 
@@ -59,7 +60,8 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   end
 
   if target == ino then -- two names of one file: rename(2) does nothing
-    return c:remember(pack({ 0, ino, c:attributes(ino), ino, c:attributes(a.parent), c:attributes(a.new_parent) }))
+    return c:remember(pack({ 0, ino, c:attributes(ino), ino, c:attributes(a.parent), c:attributes(a.new_parent),
+      c:was(a.parent), c:was(a.new_parent) }))
   end
   if a.flags == EXCHANGE then
     c:put_entry(a.parent, a.name, target, cookie)
@@ -79,5 +81,5 @@ mutation('rename', { frees = true }, WANTS, function(c, a)
   c:touch_directory(a.new_parent)
   local inodes = { a.parent, a.new_parent, ino, target }
   return c:done('rename', inodes, { a.name, a.new_name }, ino, c:attributes(ino), target or 0, c:attributes(a.parent),
-    c:attributes(a.new_parent))
+    c:attributes(a.new_parent), c:was(a.parent), c:was(a.new_parent))
 end)

@@ -46,7 +46,7 @@ end
 
 -- A page of it, as `readdir` gives them; directories are left out.
 function Call:list_trash(after, count)
-  local reply, due, skip, step = { 0, 0 }, floor(after / COOKIES), after % COOKIES, count + COOKIES
+  local reply, due, skip, step = { 0, 0, '' }, floor(after / COOKIES), after % COOKIES, count + COOKIES
   local last, ordinal = due, 0
   while true do
     local rows = call('ZRANGEBYSCORE', self.K .. ':trash', text(due), '+inf', 'WITHSCORES', 'LIMIT', 0, text(step))
@@ -59,7 +59,7 @@ function Call:list_trash(after, count)
         local n = #reply
         reply[n + 1], reply[n + 2] = name_in_trash(record[2], rows[i]), score * COOKIES + ordinal
         reply[n + 3], reply[n + 4] = tonumber(rows[i]), call('GET', self.K .. ':i:' .. rows[i])
-        if n + 4 == 2 + 4 * count then return reply end
+        if n + 4 == 3 + 4 * count then return reply end
       end
     end
     if #rows < 2 * step then break end

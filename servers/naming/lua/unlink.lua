@@ -1,5 +1,5 @@
--- unlink {parent, name, ino?} -> ino, attributes of what was unlinked, the parent's; with
--- `ino`, only that one
+-- unlink {parent, name, ino?} -> ino, attributes of what was unlinked, the parent's,
+-- the parent's ctime before; with `ino`, only that one
 mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'ino?' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
@@ -11,10 +11,11 @@ mutation('unlink', { frees = true }, { parent = 'ino', name = 'bytes', ino = 'in
   c:unlinked(ino)
   c:discard(ino, a.parent, a.name)
   c:touch_directory(a.parent)
-  return c:done('unlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent))
+  return c:done('unlink', { a.parent, ino }, { a.name }, ino, c:attributes(ino), c:attributes(a.parent),
+    c:was(a.parent))
 end)
 
--- rmdir {parent, name} -> ino, the parent's attributes
+-- rmdir {parent, name} -> ino, the parent's attributes, its ctime before
 mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function(c, a)
   local directory, problem = c:directory(a.parent)
   if not directory then return problem end
@@ -27,5 +28,5 @@ mutation('rmdir', { frees = true }, { parent = 'ino', name = 'bytes' }, function
   c:unlinked(ino)
   c:discard(ino, a.parent, a.name)
   c:touch_directory(a.parent)
-  return c:done('rmdir', { a.parent, ino }, { a.name }, ino, c:attributes(a.parent))
+  return c:done('rmdir', { a.parent, ino }, { a.name }, ino, c:attributes(a.parent), c:was(a.parent))
 end)
