@@ -13,6 +13,7 @@ at a time, and what comes meanwhile goes together in the next: a group commit.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -79,5 +80,9 @@ class ReplicatedChanges:
                 asked.add(answer if is_known else TryAgain("no replica of Redis has it yet"))
             at += asked.count
         self._is_under_way = False
-        if self._queue:
+        if self._queue:  # Not at once: on a connection that has ended each group would end within the one before it.
+            asyncio.get_running_loop().call_soon(self._send_if_free)
+
+    def _send_if_free(self) -> None:
+        if self._queue and not self._is_under_way:
             self._send()

@@ -14,6 +14,8 @@ from functools import lru_cache
 from servers.protocol.seal import SEAL_DIGITS, SEAL_HEADER, request_sum
 
 HEADS_KEPT = 256
+KNOWN_HEAD_BYTES_MAX = 1024
+"""What sends no secret may fill the memory for heads, too."""
 _SEAL_START = f"\r\n{SEAL_HEADER}: ".encode()
 _SEAL_BYTES = len(_SEAL_START) + SEAL_DIGITS + len(b"\r\n\r\n")
 _REQUEST_LINE = re.compile(r"([A-Z]+) (/[!-~]*) HTTP/1\.([01])\r\n")
@@ -79,7 +81,7 @@ _parse_known_head = lru_cache(HEADS_KEPT)(parse_head)
 def parse_sealed_head(data: bytes, *, known: bool) -> tuple[Head, str]:
     """The head and its seal, "" where it has none. `known`: many requests have this head, but for the seal. Raises
     Refusal."""
-    if not (known and data.startswith(_SEAL_START, -_SEAL_BYTES)):
+    if not (known and len(data) <= KNOWN_HEAD_BYTES_MAX and data.startswith(_SEAL_START, -_SEAL_BYTES)):
         head = parse_head(data)
         return head, head.headers.get(SEAL_HEADER, "")
     head = _parse_known_head(data[:-_SEAL_BYTES] + b"\r\n\r\n")

@@ -95,6 +95,8 @@ class StorageNode:
                 finally:
                     for task in running:
                         task.cancel()
+                    # What is being stored is stored before the last sync, also where its sender has left.
+                    await asyncio.to_thread(self.writers.shutdown, cancel_futures=True)
                     self.syncer.stop()
             if not self.failed:
                 await self.heartbeat.end()

@@ -18,7 +18,12 @@ from tests.support.lane_server import BLOB, BODY_BYTES_MAX
 from tests.support.processes import Process, base_environment, wait_for
 from tests.support.storage_node import RawConnection, chopped, raw_request
 
-PATHS = {"sync": ("POST", "/echo"), "async": ("PUT", "/later/x"), "asgi": ("POST", "/asgi")}
+PATHS = {
+    "sync": ("POST", "/echo"),
+    "async": ("PUT", "/later/x"),
+    "deferred": ("PUT", "/deferred/x"),
+    "asgi": ("POST", "/asgi"),
+}
 
 
 class LaneServer(Process):
@@ -54,7 +59,7 @@ def own_server(tmp_path: Path) -> Iterator[LaneServer]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 300, 70_000])
-@pytest.mark.parametrize("kind", ["sync", "async", "asgi"])
+@pytest.mark.parametrize("kind", PATHS)
 def test_a_request_may_come_in_any_pieces(server: LaneServer, kind: str, size: int) -> None:
     """Split at every byte of its head, and somewhere in its body, it is understood the same."""
     body = random.Random(size).randbytes(size)
@@ -78,7 +83,7 @@ def test_a_request_may_come_byte_by_byte(server: LaneServer) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["sync", "async", "asgi"]), st.sampled_from([0, 5, 5_000, 66_000, 300_000])),
+        st.tuples(st.sampled_from(sorted(PATHS)), st.sampled_from([0, 5, 5_000, 66_000, 300_000])),
         min_size=1,
         max_size=6,
     ),
@@ -172,6 +177,15 @@ def test_a_sender_that_leaves_in_the_middle_leaves_nothing(server: LaneServer) -
     wait_for(lambda: server.taken_bytes() == 0, "the memory of the bodies is free again")
 
 
+@pytest.mark.parametrize("path", ["/later", "/deferred"])
+def test_a_sender_that_does_not_wait_for_the_answer_leaves_nothing(server: LaneServer, path: str) -> None:
+    for _ in range(20):
+        with server.connect() as connection:
+            connection.send(raw_request("PUT", f"{path}/x?s=0.1", bytes(BODY_BYTES_MAX // 4)))
+    wait_for(lambda: server.taken_bytes() == 0, "the memory of the bodies is free again")
+    assert "Traceback" not in server.log_tail().rpartition("as the test wants it")[2]
+
+
 def test_a_stalled_body_is_cut_off(server: LaneServer) -> None:
     with server.connect() as connection:
         connection.send(raw_request("POST", "/echo", bytes(500_000))[:-1])
@@ -214,13 +228,14 @@ def test_bodies_wait_for_memory_and_then_are_refused(server: LaneServer) -> None
         assert third.reply().status == 503
 
 
-def test_stopping_finishes_what_is_under_way(own_server: LaneServer) -> None:
+@pytest.mark.parametrize("path", ["/later", "/deferred"])
+def test_stopping_finishes_what_is_under_way(own_server: LaneServer, path: str) -> None:
     """SIGTERM: a request under way is answered, idle connections are closed, the exit status is 0."""
     with own_server.connect() as busy, own_server.connect() as idle:
         idle.send(raw_request("POST", "/echo", b"x"))
         assert idle.reply().status == 200
-        busy.send(raw_request("PUT", "/later/x?s=1", b"under way"))
-        busy.send(raw_request("PUT", "/later/x?s=0", b"")[:10])
+        busy.send(raw_request("PUT", f"{path}/x?s=1", b"under way"))
+        busy.send(raw_request("PUT", f"{path}/x?s=0", b"")[:10])
         time.sleep(0.2)
         started = time.monotonic()
         assert own_server.stop() == 0

@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request, Response
 
 from servers.serving import lane_protocol
 from servers.serving.access import RequireSecret, Secret
-from servers.serving.lane import Lane, LaneReply, LaneRequest, json_reply, parse_query
+from servers.serving.lane import Deferred, Lane, LaneReply, LaneRequest, json_reply, parse_query
 from servers.serving.lane_route import lane_route
 from servers.serving.memory import MemoryBudget
 from servers.serving.server import configure_logging, listen, serve
@@ -28,6 +28,13 @@ def echo(request: LaneRequest) -> LaneReply:
 async def echo_later(request: LaneRequest) -> LaneReply:
     await asyncio.sleep(float(parse_query(request.query).get("s", "0")))
     return LaneReply(200, (bytes(request.body),), (("x-lane", "async"),))
+
+
+def echo_deferred(request: LaneRequest) -> Deferred:
+    answer, body = Deferred(), bytes(request.body)
+    reply = LaneReply(200, (body,), (("x-lane", "deferred"),))
+    asyncio.get_running_loop().call_later(float(parse_query(request.query).get("s", "0")), answer.set, reply)
+    return answer
 
 
 def fail(request: LaneRequest) -> LaneReply:
@@ -73,6 +80,7 @@ def main() -> None:
     lanes = [
         Lane("POST", "/echo", echo, BODY_BYTES_MAX),
         Lane("PUT", "/later/", echo_later, BODY_BYTES_MAX),
+        Lane("PUT", "/deferred/", echo_deferred, BODY_BYTES_MAX),
         Lane("POST", "/fail", fail, BODY_BYTES_MAX),
         Lane("POST", "/fail_later", fail_later, BODY_BYTES_MAX),
         Lane("GET", "/blob", blob),

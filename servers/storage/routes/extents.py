@@ -183,8 +183,8 @@ def _in_thread(threads: ThreadPoolExecutor, work: Callable[[], LaneReply]) -> De
     def run() -> None:
         try:
             reply = _guarded(work)
-        except Exception as error:
-            logger.exception("a request failed")
+        except BaseException as error:  # Whatever it is, somebody waits.
+            logger.exception("a request of an extent failed")
             reply = json_reply(500, {"detail": f"internal error: {type(error).__name__}"})
         loop.call_soon_threadsafe(answer.set, reply)
 
