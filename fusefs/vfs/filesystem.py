@@ -95,8 +95,8 @@ class Filesystem:
         """
         if len(name) > NAME_BYTES_MAX:
             raise Refused(ENAMETOOLONG)
-        if name == TRASH_NAME and parent == ROOT_INODE:
-            return await self._look_up(parent, name)  # No listing has it.
+        if parent == TRASH_INODE or (parent == ROOT_INODE and name == TRASH_NAME):
+            return await self._look_up(parent, name)  # Which notes what is removed; no listing has `.trash`.
         now = trio.current_time()
         known = self._cache.entry(parent, name, now)
         if known is None and self._cache.wants_listing(parent, now):

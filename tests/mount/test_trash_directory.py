@@ -91,6 +91,14 @@ def test_nothing_in_it_can_be_changed(cluster: Cluster, top: Path) -> None:
     )
 
 
+def test_many_names_in_it_are_as_little_to_be_changed(cluster: Cluster) -> None:
+    """So many asked for in a row that the mount would rather list it."""
+    for path in [removed(cluster, f"many-{number}") for number in range(8)]:
+        with pytest.raises(OSError) as refused:  # noqa: PT011 - the errno is asserted
+            os.open(path, os.O_WRONLY)
+        assert refused.value.errno == errno.EROFS, path.name
+
+
 def test_what_is_restored_is_a_file_as_before(cluster: Cluster, top: Path) -> None:
     path = removed(cluster, "back")
     assert path.read_bytes() == CONTENT
