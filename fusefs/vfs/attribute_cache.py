@@ -112,13 +112,9 @@ class AttributeCache:
         _bound(self._inodes)
         return fresh
 
-    def put_listed(self, ino: InodeNumber, blob: bytes, asked_at: float, now: float) -> None:
+    def put_listed(self, ino: InodeNumber, blob: bytes, asked_at: float) -> None:
         known = self._inodes.get(ino)
-        if (
-            known is not None
-            and known.until > now
-            and self._unpacked(ino, known).age > unpack_attributes(ino, blob).age
-        ):
+        if known is not None and self._unpacked(ino, known).age > unpack_attributes(ino, blob).age:
             return
         self._inodes[ino] = _Known(None, blob, asked_at + self.seconds)
         _bound(self._inodes)
@@ -141,11 +137,11 @@ class AttributeCache:
         directory = self._directories.get(parent)
         if directory is None or directory.complete_until <= now:
             return None
-        if found is not None and found.ino is not None:
-            if not directory.ctime_ns or found.listing != directory.listing:
-                return None  # It was there lately: a listing that does not have it may be the older of the two.
-            return found.ino, directory.complete_until - now
-        return None, directory.complete_until - now
+        if found is None:
+            return None, directory.complete_until - now
+        if found.listing != directory.listing or (found.ino is not None and not directory.ctime_ns):
+            return None  # Learned apart from the listing, which may be the older or the newer of the two.
+        return found.ino, directory.complete_until - now
 
     def put_entry(
         self, parent: InodeNumber, name: bytes, ino: InodeNumber | None, asked_at: float, tick: int, listing: int = 0

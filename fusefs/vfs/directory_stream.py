@@ -77,14 +77,14 @@ async def _read_page(
     """
     asked_at, tick = trio.current_time(), cache.tick()
     at_end, own, *rows = await metadata.ask("readdir", ino=ino, after=after, count=NAMES_PER_CALL_MAX)
-    now, entries = trio.current_time(), []
+    entries = []
     for i in range(0, len(rows), 4):
         name, cookie, child, blob = rows[i : i + 4]
         if blob is None:
             continue  # Forgotten in this very moment; its name goes with it.
         entries.append(Entry(name, cookie, child, blob))
         cache.put_entry(ino, name, child, asked_at, tick, listing)
-        cache.put_listed(child, blob, asked_at, now)
+        cache.put_listed(child, blob, asked_at)
     return entries, bool(at_end), unpack_attributes(ino, own).ctime_ns if own else 0
 
 

@@ -132,3 +132,21 @@ def test_a_change_that_failed_leaves_nothing_known(listed: AttributeCache) -> No
     listed.changed(PARENT, {b"d": CHILD}, directory(101), (100, 5), 10.5)
     assert listed.entry(PARENT, b"never", 10.6) is None
     assert listed.entry(PARENT, b"a", 11.2) is None
+
+
+@pytest.mark.parametrize("order", ["asked after, done before", "answered last", "our own change answered late"])
+def test_a_name_that_a_listing_showed_and_another_question_denied_is_asked_for(
+    cache: AttributeCache, order: str
+) -> None:
+    """Somebody else made it between the two. Changes of ours that follow do not hide it."""
+    tick, listing = cache.tick(), cache.new_listing()
+    if order == "asked after, done before":
+        cache.put_entry(PARENT, b"x", None, 10.3, tick)
+    elif order == "our own change answered late":
+        cache.changed(PARENT, {b"x": None}, directory(99), (98, 5), 9.8)
+    cache.put_entry(PARENT, b"x", CHILD, 10.2, tick, listing)
+    cache.complete(PARENT, 10.2, tick, listing, 100 * NS + 5)
+    if order == "answered last":
+        cache.put_entry(PARENT, b"x", None, 10.3, tick)
+    cache.changed(PARENT, {b"c": InodeNumber(8)}, directory(101), (100, 5), 11.1)
+    assert cache.entry(PARENT, b"x", 11.5) is None
