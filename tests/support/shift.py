@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Self
@@ -92,7 +93,12 @@ class Shift:
         """How many lines this process has written."""
         self._lines: Synchronized[int] = FORK.Value("q", 0)
         self._workers = [
-            FORK.Process(target=self._guard, args=(site, body, who), daemon=True)
+            FORK.Process(
+                name=f"{body.__name__} on {site.mount.path.name}",
+                target=self._guard,
+                args=(site, body, who),
+                daemon=True,
+            )
             for who, site in enumerate(sites)
             for body in (self._append, self._read)
         ]
@@ -112,7 +118,7 @@ class Shift:
         self._note(*(program.end_by(lost=False) for program in self._programs.values()))
         for worker in self._workers:
             worker.join(60)
-            assert worker.exitcode == 0
+            assert worker.exitcode == 0, f"{worker.name}: exit status {worker.exitcode}; {where_it_waits(worker.pid)}"
         time.sleep(SEEN_SECONDS)
 
     @property
@@ -231,6 +237,15 @@ class Shift:
     def _ever(self, name: str) -> set[str]:
         words = [line.split() for path in self.manifests for line in path.read_text().splitlines()]
         return {what for word, of, what in words if word == "try" and of == name}
+
+
+def where_it_waits(pid: int | None) -> str:
+    """In the kernel, as proc(5) tells it."""
+    told = []
+    for file in ("wchan", "syscall", "stack"):
+        with suppress(OSError):
+            told.append(Path(f"/proc/{pid}/{file}").read_text().strip())
+    return "; ".join(told)
 
 
 def wait_until_seen(path: Path) -> None:
