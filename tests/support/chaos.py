@@ -10,6 +10,7 @@ import os
 import random
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -184,10 +185,14 @@ class MemoryWatch(threading.Thread):
         }
 
     def growth(self, warm_seconds: int) -> Iterator[tuple[str, int, int, int]]:
-        """Of each life of twice that length: whose, how many seconds, its peak when warm, its peak at the end."""
+        """Of each life of twice that length: whose, how many seconds, the peak that any of its lives had when warm, and
+        its own at the end. One life fills its caches sooner than another; to grow with age is what none may."""
+        warm: Counter[str] = Counter()
+        for (name, _), sizes in self._lives.items():
+            warm[name] = max(warm[name], *sizes[:warm_seconds])
         for (name, _), sizes in self._lives.items():
             if len(sizes) >= 2 * warm_seconds:
-                yield name, len(sizes), max(sizes[:warm_seconds]), max(sizes[-warm_seconds // 2 :])
+                yield name, len(sizes), warm[name], max(sizes[-warm_seconds // 2 :])
 
 
 def resident_bytes(pid: int) -> int:
