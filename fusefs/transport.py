@@ -144,7 +144,8 @@ class TrioTransport:
             ("content-length", str(sum(map(len, body)))),
             *(headers or {}).items(),
         )
-        start_of = _known_head_start if method == "POST" else _head_start  # Those to the routes of many requests.
+        # Who posts, posts to few routes: the heads come again. All others name an extent.
+        start_of = _known_head_start if method == "POST" else _head_start
         start, sum_of_head, is_summed = start_of(address, method, target, fields)
         seal = seal_of(sum_of_head, None if is_summed else body)
         return f"{start}{SEAL_HEADER}: {seal}\r\n\r\n".encode("latin-1"), seal
@@ -190,7 +191,7 @@ class TrioTransport:
             pool = self._pools[address] = _Pool(self._connections_max)
         if not pool.try_enter():
             timer.allow(math.inf, "waiting for a free connection")
-            await pool.enter()
+            await pool.wait_to_enter()
             timer.allow(first_byte_seconds, "sending the request")
         try:
             connection = pool.take()
@@ -281,9 +282,8 @@ class _Pool:
         """Whether the server has sealed an answer: then it seals all that it understands."""
         self.idle: deque[_Connection] = deque()
 
-    async def enter(self) -> None:
-        if not self.try_enter():
-            await self._places.acquire()
+    async def wait_to_enter(self) -> None:
+        await self._places.acquire()
 
     def try_enter(self) -> bool:
         try:

@@ -62,7 +62,7 @@ JOIN_BYTES_MAX = 32 * 1024
 """Replies up to here are copied into one write; larger ones are written piece by piece."""
 
 KNOWN_HEADERS_MAX = 1
-"""Replies with more headers have sums among them: no two heads are the same."""
+"""Replies with more headers have sums or lengths among them: few of their heads come again."""
 KNOWN_REPLY_HEADS = 64
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

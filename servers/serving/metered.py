@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from dataclasses import replace
 from functools import wraps
@@ -28,17 +27,9 @@ def metered_lane(lane: Lane, requests: Requests, verb: str) -> Lane:
         if isinstance(answer, Deferred):
             answer.then(lambda reply: requests.observe(verb, perf_counter() - began, failed=reply.status >= 500))
             return answer
-        if isinstance(answer, asyncio.Future):
-            answer.add_done_callback(lambda done: _observe_future(requests, verb, began, done))
-            return answer
         return _observed(requests, verb, began, answer)
 
     return replace(lane, handler=handle)
-
-
-def _observe_future(requests: Requests, verb: str, began: float, done: asyncio.Future[LaneReply]) -> None:
-    failed = done.cancelled() or done.exception() is not None or done.result().status >= 500
-    requests.observe(verb, perf_counter() - began, failed=failed)
 
 
 async def _observed(requests: Requests, verb: str, began: float, answer: Awaitable[LaneReply]) -> LaneReply:
