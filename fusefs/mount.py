@@ -44,6 +44,8 @@ DAMAGE_REPORTS_MAX = 100
 DAMAGE_AGAIN_SECONDS = 60.0
 DAMAGES_KNOWN_MAX = 1000
 UNMOUNT_SECONDS = 5.0
+READ_SECONDS_MAX = 1.0
+"""So long a read of /dev/fuse can stop everything else."""
 
 
 class CannotMount(Exception):
@@ -105,6 +107,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             nursery.start_soon(_end_on_signal, filesystem)
             ready()
             log.info("mounted %s", settings.mountpoint)
+            _wake_from_reading()
             await pyfuse3.main(max_tasks=REQUESTS_AT_ONCE_MAX)
         finally:
             with trio.CancelScope(shield=True):
@@ -137,6 +140,16 @@ async def _tell_metrics(settings: MountSettings, requests: Requests, filesystem:
         await serve_metrics(settings.metrics_port, settings.secret, requests, filesystem.statistics)
     except OSError as error:
         log.error("no metrics on port %d: %s", settings.metrics_port, error)
+
+
+def _wake_from_reading() -> None:
+    """Sees to it that no read of /dev/fuse lasts: a signal ends it (EINTR), and pyfuse3 waits for the next request.
+
+    The kernel withdraws a request whose caller is killed, also between our poll(2), which told of it, and our read(2),
+    which then blocks: and with it all else this process does, until somebody asks the mount for something.
+    """
+    signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, READ_SECONDS_MAX, READ_SECONDS_MAX)
 
 
 def _use_quick_lock() -> None:

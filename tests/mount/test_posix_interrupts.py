@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.cluster import Cluster
 from tests.support.commands import MIB, opened
-from tests.support.processes import wait_for
+from tests.support.processes import free_port, wait_for
 
 SIZE = 128 * MIB
 PROMPTLY_SECONDS = 10.0
@@ -71,3 +72,31 @@ def _reads(pid: int) -> bool:
     """It is in a read of more than a library's own files have."""
     words = Path(f"/proc/{pid}/syscall").read_text().split()
     return words[0].isdigit() and int(words[0]) in READ_CALLS and int(words[1], 16) > 2
+
+
+def test_who_is_killed_before_the_mount_read_his_request_stops_nobody(mounted: Cluster, tmp_path: Path) -> None:
+    """The kernel withdraws the request, and who then reads /dev/fuse waits for another one: not for ever."""
+    hold, port = tmp_path / "hold", free_port()
+    late = (sys.executable, "-m", "tests.support.late_reader", tmp_path)
+    mount = mounted.mount("late", "--metrics", str(port), through=[str(word) for word in late])
+    wait_for(lambda: _answers(port), "the mount tells its metrics")
+    hold.touch()
+    with subprocess.Popen(["stat", mount.path / "nobody"], stderr=subprocess.DEVNULL) as child:
+        wait_for((tmp_path / "held").exists, "the kernel has the request for the mount")
+        child.kill()
+        child.wait(timeout=30)
+    hold.unlink()
+    wait_for(lambda: _answers(port), "the mount goes on", 20)
+    mount.unmount()
+
+
+def _answers(port: int) -> bool:
+    """Whatever it says."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", "/metrics")
+        return bool(connection.getresponse().status)
+    except OSError:
+        return False
+    finally:
+        connection.close()

@@ -118,7 +118,9 @@ class Shift:
         self._note(*(program.end_by(lost=False) for program in self._programs.values()))
         for worker in self._workers:
             worker.join(60)
-            assert worker.exitcode == 0, f"{worker.name}: exit status {worker.exitcode}; {where_it_waits(worker.pid)}"
+            pids = [worker.pid, *(site.mount.process.pid for site in self._sites)]
+            waits = " | ".join(where_it_waits(pid) for pid in pids)
+            assert worker.exitcode == 0, f"{worker.name}: exit status {worker.exitcode}; it and the mounts: {waits}"
         time.sleep(SEEN_SECONDS)
 
     @property
