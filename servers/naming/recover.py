@@ -13,16 +13,17 @@ import asyncio
 import hashlib
 import logging
 import os
+import re
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 
 from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
-from servers.naming.keyspace import prefix
+from servers.naming.keyspace import glob_literal, prefix
 from servers.naming.lost_found import Found, LostFile, plan_files
 from servers.naming.redis_connection import Connection, connect
 from servers.naming.redis_snapshot import restore
@@ -54,7 +55,9 @@ DESCRIBED_AT_ONCE_MAX = 8
 SEGMENTS_MAX = SEGMENTS_PER_COMMIT_MAX // 2
 CONNECTED_SECONDS = 30.0
 LOST_FOUND = b"lost+found"
-GARBAGE, EEXIST, ESTALE = 0, 17, 116
+GARBAGE, IN_FLIGHT = 0, 3
+"""What `known` says of an extent."""
+EEXIST = 17
 
 
 class CannotRecover(DcsError):
@@ -95,6 +98,8 @@ async def _recover(settings: NamingSettings, secret: str, addresses: list[str], 
             raise CannotRecover("--redis-url: one Redis by host and port is wanted; add its replicas afterwards")
         key = prefix(settings.volume)
         await _check_empty(place, key)
+        if use_snapshot:
+            await _check_alone(place, key)
         source = await _latest(storage, held) if use_snapshot else None
         if source is not None:
             with tempfile.TemporaryDirectory(prefix="dcs-snapshot-") as directory:
@@ -134,6 +139,33 @@ async def _check_empty(place: RedisPlace, key: str) -> None:
         raise CannotRecover(
             f"this Redis has a volume with {int(files)} files: nothing is changed. To give it up, delete its keys first"
         )
+
+
+async def _check_alone(place: RedisPlace, key: str) -> None:
+    """Raises CannotRecover where a snapshot would take the place of what is not this volume's."""
+    connection = await _open(place)
+    try:
+        databases = (await connection.send("INFO", "keyspace")).decode()
+        everything = sum(int(count) for count in re.findall(r"^db\d+:keys=(\d+)", databases, re.MULTILINE))
+        mine = len({name async for name in _keys(connection, key)})
+    finally:
+        connection.abort()
+    if everything > mine:
+        raise CannotRecover(
+            f"this Redis has {everything - mine} keys that are not this volume's, and a snapshot takes the place of "
+            "all: nothing is changed. Give it a Redis of its own, or --no-snapshot"
+        )
+
+
+async def _keys(connection: Connection, key: str) -> AsyncIterator[bytes]:
+    """Of the volume; some perhaps twice."""
+    cursor = b"0"
+    while True:
+        cursor, names = await connection.send("SCAN", cursor, "MATCH", f"{glob_literal(key)}:*", "COUNT", 1000)
+        for name in names:
+            yield name
+        if cursor == b"0":
+            return
 
 
 async def _open(place: RedisPlace) -> Connection:
@@ -226,14 +258,8 @@ async def _make_volume(
         raise CannotRecover(f"the nodes hold extents of {len(uuids)} volumes, not of one")
     connection = await _open(place)
     try:
-        cursor = b"0"
-        pattern = key.replace("{", "\\{").replace("}", "\\}") + ":*"
-        while True:
-            cursor, keys = await connection.send("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            if keys:
-                await connection.send("DEL", *keys)
-            if cursor == b"0":
-                break
+        for name in [name async for name in _keys(connection, key)]:
+            await connection.send("DEL", name)
     finally:
         connection.abort()
     service = Service(settings, secret)
@@ -291,7 +317,8 @@ async def _unknown(service: Service, held: dict[str, set[ExtentId]]) -> list[Fou
     for at in range(0, len(extents), EXTENTS_PER_CALL_MAX):
         batch = extents[at : at + EXTENTS_PER_CALL_MAX]
         verdicts = await service.store.ask("known", extents=batch)
-        unknown += [extent for extent, verdict in zip(batch, verdicts, strict=True) if verdict == GARBAGE]
+        # No session lives: what one would still commit, had its mount not gone on with another Redis, is unknown too.
+        unknown += [e for e, verdict in zip(batch, verdicts, strict=True) if verdict in (GARBAGE, IN_FLIGHT)]
     numbers = await _numbers(service, list(held))
     found: list[Found] = []
     waiting = iter(unknown)

@@ -61,8 +61,10 @@ def recover(cluster: Cluster, *options: str, expect: int = 0) -> str:
 @pytest.mark.timeout(200)
 @pytest.mark.fault("M12")
 def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: Cluster) -> None:
-    """What the snapshot has is as it was; what was written since is in /lost+found; nothing is deleted meanwhile."""
+    """What the snapshot has is as it was; what was written since is in /lost+found, also by a mount that is older than
+    the snapshot; nothing is deleted meanwhile."""
     cluster.dcs("mkdir", "/d")
+    mount = cluster.mount("m")
     cluster.write("/d/early", EARLY)
     wanted = seq(cluster)
     wait_for(lambda: latest_snapshot(cluster) >= wanted, "a snapshot was taken")
@@ -70,22 +72,29 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
     cluster.naming.restart()
     cluster.wait_alive(3)
     cluster.write("/d/late", LATE)
+    (mount.path / "mounted").write_bytes(EARLY)
+    mount.kill()
     held = held_of_files(cluster)
     lose_redis(cluster)
+    cluster.ask_redis("SET", "another", "volume")
+    assert "keys that are not this volume's" in recover(cluster, expect=1)
+    cluster.ask_redis("DEL", "another")
     said = recover(cluster)
     assert "Restored the snapshot" in said
     cluster.naming.start()
     cluster.wait_alive(3)
     assert not cluster.status()["safe_mode"]
     assert cluster.read("/d/early") == EARLY
-    (found,) = cluster.dcs_json("ls", "/lost+found")
-    assert found["name"].startswith("late.")
-    assert cluster.read("/lost+found/" + found["name"]) == LATE
+    late, mounted = sorted("/lost+found/" + row["name"] for row in cluster.dcs_json("ls", "/lost+found"))
+    assert late.startswith("/lost+found/late.")
+    assert cluster.read(late) == LATE
+    assert mounted.startswith("/lost+found/mounted.")
+    assert cluster.read(mounted) == EARLY
     assert held_of_files(cluster) == held
     assert cluster.status()["deletions_held"]
     cluster.dcs("gc", "--resume")
     cluster.write("/d/after", b"it goes on")
-    cluster.dcs("delete", "/lost+found/" + found["name"])
+    cluster.dcs("delete", late)
     cluster.wait_clean()
     assert cluster.read("/d/early") == EARLY
 
@@ -95,7 +104,7 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
 @pytest.mark.long
 def test_without_any_snapshot_the_files_are_rebuilt_from_the_replicas(cluster: Cluster) -> None:
     """Also those that were written in pieces. A Redis that still has files is not touched."""
-    mount = cluster.mount("m")
+    mount = cluster.mount("other")
     cluster.write("/whole", LATE)
     pieces = bytearray(3 * MIB + 77)
     with (mount.path / "pieces").open("wb", buffering=0) as file:
