@@ -1,6 +1,7 @@
 """`python -m servers.naming.recover`, also as `dcs recover`: an empty Redis becomes the volume again.
 
-From the latest snapshot of the metadata that the storage nodes have whole, and the changes after it that they have.
+From the latest snapshot of the metadata that the storage nodes have whole, and the changes after it that they have;
+where that cannot be read, from an older one and its changes.
 What they hold besides, written in the last seconds or, without any snapshot, all of it, becomes files in /lost+found,
 as far as the replicas tell. Stop all naming servers first, and start them afterwards. Deletions are held until
 `dcs gc --resume`.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import logging
 import os
 import re
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +28,20 @@ from servers.naming.keyspace import glob_literal, prefix
 from servers.naming.lost_found import Found, LostFile, plan_files
 from servers.naming.redis_connection import Connection, connect
 from servers.naming.redis_snapshot import restore
-from servers.naming.redis_stream import ChangeStream
 from servers.naming.redis_url import Endpoint, RedisPlace, parse_redis_url
 from servers.naming.service import Service
 from servers.naming.settings import NamingSettings
+from servers.naming.stored_snapshots import fetch_newest
 from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ROOT_INODE, ExtentId, NodeNumber, extent_session
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.names import unescape
 from servers.protocol.naming_api import pack_segments
-from servers.protocol.snapshots import (
-    MANIFEST,
-    Manifest,
-    complete,
-    is_part,
-    is_tail,
-    part_id,
-    tail_parts,
-    unpack_manifest,
-)
+from servers.protocol.snapshots import is_part
 from servers.serving.access import SecretError, load_secret
 
 log = logging.getLogger(__name__)
 
-READ_SECONDS = 60.0
 DESCRIBED_AT_ONCE_MAX = 8
 SEGMENTS_MAX = SEGMENTS_PER_COMMIT_MAX // 2
 CONNECTED_SECONDS = 30.0
@@ -100,16 +91,7 @@ async def _recover(settings: NamingSettings, secret: str, addresses: list[str], 
         await _check_empty(place, key)
         if use_snapshot:
             await _check_alone(place, key)
-        source = await _latest(storage, held) if use_snapshot else None
-        if source is not None:
-            with tempfile.TemporaryDirectory(prefix="dcs-snapshot-") as directory:
-                rdb, changes = Path(directory, "snapshot.rdb"), Path(directory, "changes")
-                await _fetch(storage, held, source, rdb)
-                parts = await _fetch_tail(storage, held, source.seq, changes)
-                await restore(place, place.endpoints[0], rdb, changes)
-            print(f"Restored the snapshot of change {source.seq}: {source.size} bytes.")
-            print(f"Made the changes after it, up to change {await _volume_seq(place, key)}: {parts} parts.")
-        else:
+        if not (use_snapshot and await _restore_newest(storage, place, key, held)):
             await _make_volume(storage, place.endpoints[0], place, key, held, settings, secret)
             print("No snapshot was restored: the volume begins anew.")
         await _finish(settings, secret, held)
@@ -177,63 +159,24 @@ async def _open(place: RedisPlace) -> Connection:
     return connection
 
 
-# The snapshot.
-
-
-async def _latest(storage: StorageClient, held: dict[str, set[ExtentId]]) -> Manifest | None:
-    """The latest snapshot all of whose parts are there."""
-    everything = set().union(*held.values())
-    for seq in complete(everything):
-        manifest = unpack_manifest(await _read(storage, held, part_id(seq, MANIFEST)))
-        if all(part_id(seq, part) in everything for part in range(manifest.parts)):
-            return manifest
-        log.warning("the snapshot of change %d is not whole; an older one is looked for", seq)
-    return None
-
-
-async def _read(storage: StorageClient, held: dict[str, set[ExtentId]], extent: ExtentId) -> bytes:
-    problem: DcsError = CannotRecover("no node has it")
-    for address, names in held.items():
-        if extent in names:
-            try:
-                _, data = await storage.get_whole(
-                    address, extent, deadline_seconds=READ_SECONDS, first_byte_seconds=READ_SECONDS
-                )
-                return bytes(data)
-            except (TryAgain, NodeFailed, ExtentDamaged) as error:
-                problem = error
-    raise problem
-
-
-async def _fetch(storage: StorageClient, held: dict[str, set[ExtentId]], manifest: Manifest, rdb: Path) -> None:
-    digest = hashlib.sha256()
-    with rdb.open("wb") as file:
-        for part in range(manifest.parts):
-            data = await _read(storage, held, part_id(manifest.seq, part))
-            digest.update(data)
-            file.write(data)
-    if digest.hexdigest() != manifest.sha256:
-        raise CannotRecover(f"the snapshot of change {manifest.seq} is not what was stored; try --no-snapshot")
-
-
-async def _fetch_tail(storage: StorageClient, held: dict[str, set[ExtentId]], seq: int, changes: Path) -> int:
-    """Writes what is there of the snapshot's tail, up to the first part that is missing. Returns how many parts."""
-    everything = set().union(*held.values())
-    parts = tail_parts(seq, everything)
-    stored = sum(is_tail(extent, seq) for extent in everything)
-    stream = ChangeStream()
-    with changes.open("wb") as file:
-        for number, part in enumerate(parts):
-            try:
-                stream.feed(await _read(storage, held, part))
-                file.write(stream.take())
-            except DcsError as error:
-                log.warning("%s", error)
-                parts = parts[:number]
-                break
-    if len(parts) < stored:
-        log.warning("of %d parts of changes after the snapshot only the first %d are there", stored, len(parts))
-    return len(parts)
+async def _restore_newest(storage: StorageClient, place: RedisPlace, key: str, held: dict[str, set[ExtentId]]) -> bool:
+    """False when the nodes have no snapshot."""
+    with tempfile.TemporaryDirectory(prefix="dcs-snapshot-") as directory:
+        rdb, changes = Path(directory, "snapshot.rdb"), Path(directory, "changes")
+        fetched = await fetch_newest(storage, held, rdb, changes)
+        if fetched is None:
+            return False
+        await restore(place, place.endpoints[0], rdb, changes)
+    seq = await _volume_seq(place, key)
+    manifest = fetched.manifest
+    taken = datetime.fromtimestamp(manifest.taken_s, UTC)
+    print(f"Restored the snapshot of change {manifest.seq}, of {taken:%F %T} UTC: {manifest.size} bytes.")
+    print(f"Made the changes after it, up to change {seq}: {fetched.parts} parts.")
+    if fetched.passed_over:
+        print("No newer one could be used:", *fetched.passed_over, sep="\n  ")
+        print(f"What changed after change {seq} is missing. What was written then is in /lost+found; what was removed")
+        print("or rewritten then may lack its data until `dcs gc --undo` brings back what the nodes still keep of it.")
+    return True
 
 
 async def _volume_seq(place: RedisPlace, key: str) -> int:

@@ -61,10 +61,18 @@ def is_older(extent: ExtentId, seq: int) -> bool:
     return is_part(extent) and extent < part_id(seq, 0)
 
 
+def begun(extents: Iterable[ExtentId]) -> list[int]:
+    """The change numbers of the snapshots of which any part is among the extents, the latest first."""
+    return sorted({_counter(extent) // PARTS for extent in extents if is_part(extent)}, reverse=True)
+
+
 def complete(extents: Iterable[ExtentId]) -> list[int]:
-    """The change numbers of the snapshots whose manifest is among the extents, the latest first."""
-    counters = (int.from_bytes(extent[8:], "big") for extent in extents if is_part(extent))
-    return sorted({counter // PARTS for counter in counters if counter % PARTS == MANIFEST}, reverse=True)
+    """Those of them whose manifest is there too."""
+    return begun(extent for extent in extents if _counter(extent) % PARTS == MANIFEST)
+
+
+def _counter(extent: ExtentId) -> int:
+    return int.from_bytes(extent[8:], "big")
 
 
 def is_tail(extent: ExtentId, seq: int) -> bool:

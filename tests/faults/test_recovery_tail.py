@@ -172,6 +172,46 @@ def test_of_a_torn_tail_all_before_the_tear_is_restored(cluster: Cluster) -> Non
     cluster.wait_clean()
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.fault("M12")
+def test_where_the_newest_snapshot_cannot_be_read_an_older_one_is_restored(cluster: Cluster) -> None:
+    """With its own changes and no others, and it is said. What was written later is in /lost+found; what was removed
+    later is there again, with its data once that is brought back."""
+    cluster.write("/removed", EARLY)
+    older = wait_stored(cluster)
+    cluster.write("/between", EARLY)
+    wait_stored(cluster)
+    cluster.naming.restart()
+    wait_for(lambda: latest_snapshot(cluster) > older, "another snapshot was taken")
+    newest = wait_stored(cluster)
+    cluster.write("/later", LATE)
+    cluster.dcs("delete", "/removed")
+    cluster.wait_clean()
+    assert wait_stored(cluster) == newest
+    for process in (cluster.naming, cluster.redis):
+        process.kill()
+    spoiled = [path for node in cluster.nodes if (path := node.path_of(f"0-{newest * 65536:x}")) is not None]
+    assert len(spoiled) == 3
+    for path in spoiled:
+        os.truncate(path, path.stat().st_size // 2)
+    lose_redis(cluster)
+    said = recover(cluster)
+    assert f"Restored the snapshot of change {older}" in said
+    assert f"the snapshot of change {newest} cannot be used: " in said
+    assert "`dcs gc --undo`" in said
+    cluster.naming.start()
+    cluster.wait_alive(4)
+    assert not cluster.status()["safe_mode"]
+    assert cluster.read("/between") == EARLY
+    assert {row["name"].partition(".")[0] for row in cluster.dcs_json("ls", "/lost+found")} == {"later"}
+    assert "later" not in {row["name"] for row in cluster.dcs_json("ls", "/")}
+    cluster.dcs("gc", "--undo")
+    assert cluster.read("/removed") == EARLY
+    cluster.dcs("gc", "--resume")
+    cluster.wait_clean()
+    assert cluster.read("/removed") == EARLY
+
+
 def lag_seconds(cluster: Cluster) -> float:
     headers = {"authorization": f"Bearer {cluster.secret}"}
     text = httpx.get(f"{cluster.naming_url}/metrics", headers=headers, trust_env=False, timeout=10).text
