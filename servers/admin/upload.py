@@ -62,7 +62,7 @@ class Creation:
     gid: int
     overwrite: bool
     chunk_size: int | None
-    """None takes the volume's."""
+    """None takes that of the directory."""
     replicas_min: int
 
 
@@ -82,7 +82,9 @@ async def create(connection: Connection, source: LocalSource, wanted: Creation, 
         await _expect_free(connection, wanted.path)
     async with connection.session("dcs create") as session:
         chunk_size = {"chunk_size": wanted.chunk_size} if wanted.chunk_size else {}
-        ino, blob = await session.change("stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, **chunk_size)
+        ino, blob = await session.change(
+            "stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, parent=parent, **chunk_size
+        )
         stub = unpack_attributes(ino, blob)
         upload = _Upload(connection, session, stub, name, wanted.replicas_min, bar)
         try:

@@ -53,6 +53,27 @@ def test_more_chunks_than_one_commit_takes(shared_cluster: Cluster) -> None:
     assert len(shared_cluster.replicas_of("/many")) == 3 * 700
 
 
+def test_files_are_stored_as_their_directory_asks_for(shared_cluster: Cluster) -> None:
+    """Chunk size and copies: by `dcs setchunk` and `dcs setrep`, for what `dcs create` makes there and below."""
+    shared_cluster.dcs("mkdir", "-p", "/layout/sub")
+    said = shared_cluster.dcs("setchunk", "-R", "4K", "/layout").stdout
+    assert said == b"what is made in 2 directories has chunks of 4096 bytes\n"
+    shared_cluster.dcs("setrep", "2", "/layout/sub")
+    shared_cluster.dcs("mkdir", "/layout/sub/new")
+    data = random_bytes(10 * KIB)
+    for directory, copies in (("/layout", 3), ("/layout/sub", 2), ("/layout/sub/new", 2)):
+        shared_cluster.write(f"{directory}/f", data)
+        assert shared_cluster.read(f"{directory}/f") == data
+        told = shared_cluster.dcs_json("explain", f"{directory}/f")
+        assert (told["chunk_size"], told["replicas_wanted"]) == (4 * KIB, copies)
+        assert len(shared_cluster.replicas_of(f"{directory}/f")) == 3 * copies
+    shared_cluster.write("/layout/chosen", data, "--chunk-size", "8K")
+    assert shared_cluster.dcs_json("stat", "/layout/chosen")["chunk_size"] == 8 * KIB
+    shared_cluster.dcs("setchunk", "1MiB", "/layout")
+    assert shared_cluster.dcs_json("stat", "/layout")["chunk_size"] == MIB
+    assert shared_cluster.dcs_json("stat", "/layout/f")["chunk_size"] == 4 * KIB, "that of a file stays"
+
+
 def test_large_chunks(shared_cluster: Cluster) -> None:
     """64 MiB, the largest there is, read in several pieces."""
     data = random_bytes(70 * MIB)
@@ -162,6 +183,10 @@ def test_delete(shared_cluster: Cluster) -> None:
         (("size", "/"), "/: Is a directory"),
         (("delete", "/"), "/: Is a directory"),
         (("setrep", "-R", "2", ""), "an empty name is none; the top directory is /"),
+        (
+            ("setchunk", "1M", "/here"),
+            "/here: a file's chunk size is fixed when it is made; set its directory's, and copy the file",
+        ),
         (("rmdir", "/"), "/: Device or resource busy"),
         (("read", "/here", "/nowhere/local"), "/nowhere: No such file or directory"),
         (("ls", "/../etc"), "..: a name cannot be empty, . or .."),
@@ -178,6 +203,7 @@ def test_a_mistake_is_one_line(shared_cluster: Cluster, arguments: tuple[str, ..
     [
         (("create", "only-one"), "Missing argument 'NAME' (see dcs create --help)"),
         (("create", "--chunk-size", "1000", "-", "x"), "Invalid value for '--chunk-size': a power of two from 1KiB"),
+        (("setchunk", "3M", "/"), "Invalid value for 'SIZE': a power of two from 1KiB"),
         (("hopeless",), "No such command 'hopeless' (see dcs --help)"),
         ((), "Missing command (see dcs --help)"),
         (("up",), "Invalid value: give a MOUNTPOINT, or --stop, or --status (see dcs up --help)"),

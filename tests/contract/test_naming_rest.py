@@ -76,6 +76,22 @@ class Rest:
         return bytes(data)
 
 
+def test_a_file_is_stored_as_the_directory_of_its_name_asks_for(rest: Rest) -> None:
+    """The chunk size that the directory has at init; where there is none yet, that of the top directory."""
+    early = rest.init("rest-layout/early")
+    rest.cluster.dcs("mkdir", "rest-layout")
+    rest.cluster.dcs("setchunk", "4K", "rest-layout")
+    rest.cluster.dcs("setrep", "2", "rest-layout")
+    file = rest.create("rest-layout/f", [b"a" * 4096, b"b"])
+    assert rest.read("rest-layout/f") == b"a" * 4096 + b"b"
+    assert len(rest.place(rest.init("rest-layout/g"), 0, 1)["servers"]) == 2
+    assert rest.ask("POST", f"/files/{file}/finalize", {})["chunk_size"] == 4096
+    default = rest.ask("POST", "/files/init", {"name": "top"}, 201)["chunk_size"]
+    assert rest.ask("POST", f"/files/{early}/finalize", {})["chunk_size"] == default != 4096
+    chosen = rest.ask("POST", "/files/init", {"name": "rest-layout/h", "chunk_size": 8192}, 201)
+    assert chosen["chunk_size"] == 8192
+
+
 def test_a_file_from_init_to_delete(rest: Rest) -> None:
     """What the README shows, step by step; the mount's tools see the same file."""
     data = random.Random(1).randbytes(2500)

@@ -9,7 +9,7 @@ import typer
 
 from servers.admin.access import DEFAULT_NAMING_URL, find_access, find_naming_urls, secret_file
 from servers.admin.commands import local
-from servers.admin.commands.files import chunk_size
+from servers.admin.commands.options import chunk_size
 from servers.admin.errors import Problem, about, one_line
 from servers.protocol.errors import Refused
 

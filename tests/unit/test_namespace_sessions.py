@@ -13,7 +13,15 @@ import pytest
 from servers.client.naming import SESSION_LOST, TOO_OLD
 from servers.protocol.geometry import overlay
 from servers.protocol.limits import OP_WINDOW
-from servers.protocol.naming_api import MUTATIONS, READS, pack_arguments, pack_nodes, pack_segments, unpack_attributes
+from servers.protocol.naming_api import (
+    MUTATIONS,
+    READS,
+    Attributes,
+    pack_arguments,
+    pack_nodes,
+    pack_segments,
+    unpack_attributes,
+)
 from tests.support.check_volume import check_volume
 from tests.support.volume import NODES, Session, Volume
 
@@ -267,6 +275,36 @@ def test_a_stub_is_seen_by_nobody_until_it_is_published(volume: Volume, session:
     assert (after.size, after.nlink, after.chunk_size, after.mode & 0o777, replaced) == (5000, 1, 4096, 0o640, 0)
     assert volume.names() == [b"f"]
     assert volume.chunks(stub) == {0: [segment]}
+
+
+def test_a_stub_is_stored_as_the_directory_has_it_where_it_is_to_be(volume: Volume, session: Session) -> None:
+    """Chunk size and copies; both of the top directory where no directory is named, or it is none, or gone."""
+    directory, file, gone = session.mkdir(1, b"d"), session.create(1, b"f"), session.mkdir(1, b"gone")
+    for name, value in ((b"user.dcs.chunk_size", b"4096"), (b"user.dcs.replicas", b"2")):
+        for ino in (directory.ino, gone.ino):
+            session.call("setxattr", ino=ino, name=name, value=value, flags=0)
+    session.call("rmdir", parent=1, name=b"gone")
+    root = volume.attributes(1)
+
+    def stub(**more: object) -> Attributes:
+        ino, blob = session.call("stub", mode=0o640, uid=1, gid=2, **more)
+        return unpack_attributes(ino, blob)
+
+    made = stub(parent=directory.ino)
+    assert (made.chunk_size, made.replicas) == (4096, 2)
+    chosen = stub(parent=directory.ino, chunk_size=8192)
+    assert (chosen.chunk_size, chosen.replicas) == (8192, 2)
+    for other in ({}, {"parent": file.ino}, {"parent": 99}, {"parent": gone.ino}, {"parent": 1}):
+        made = stub(**other)
+        assert (made.chunk_size, made.replicas) == (root.chunk_size, root.replicas), other
+
+
+def test_the_chunk_size_of_a_stub_stays_whatever_its_directory_becomes(volume: Volume, session: Session) -> None:
+    directory = session.mkdir(1, b"d")
+    stub, _ = session.call("stub", mode=0o640, uid=1, gid=2, parent=directory.ino)
+    session.call("setxattr", ino=directory.ino, name=b"user.dcs.chunk_size", value=b"4096", flags=0)
+    session.call("publish", ino=stub, parent=directory.ino, name=b"f", size=0, overwrite=False)
+    assert volume.attributes(stub).chunk_size == volume.attributes(1).chunk_size != 4096
 
 
 def test_a_published_file_can_be_deleted_whoever_made_it(volume: Volume, session: Session) -> None:

@@ -1,21 +1,23 @@
-"""ls, stat, mkdir, rmdir, mv: the tree, without a mount."""
+"""ls, stat, mkdir, rmdir, mv: the tree, without a mount; setrep, setchunk: how it is stored."""
 
 from __future__ import annotations
 
 import os
 import stat as stat_module
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from servers.admin import tree
-from servers.admin.commands.options import Json, Name, naming_urls
+from servers.admin.commands.options import Json, Name, chunk_size, naming_urls
 from servers.admin.connection import Connection
+from servers.admin.errors import Problem
 from servers.admin.output import print_facts, print_json, print_table, shown_mode, shown_time
 from servers.admin.runner import run
 from servers.protocol.limits import REPLICAS_MAX
 from servers.protocol.names import escape
-from servers.protocol.naming_api import REPLICAS_ATTRIBUTE, Attributes
+from servers.protocol.naming_api import CHUNK_SIZE_ATTRIBUTE, REPLICAS_ATTRIBUTE, Attributes
 
 Entry = tuple[bytes, Attributes]
 
@@ -136,21 +138,55 @@ def setrep(
     The same as `setfattr -n user.dcs.replicas -v N` in a mount. `dcs explain` shows what is asked for and what
     is there.
     """
+
+    def value_of(attributes: Attributes) -> bytes | None:
+        return str(copies).encode() if attributes.is_file or attributes.is_directory else None
+
+    count = _set_layout(ctx, path, REPLICAS_ATTRIBUTE, value_of, recursive=recursive)
+    typer.echo(f"{count} asked for in {copies} copies")
+
+
+def setchunk(
+    ctx: typer.Context,
+    size: Annotated[int, typer.Argument(parser=chunk_size, metavar="SIZE", help="1KiB to 64MiB, such as 1M.")],
+    path: Name,
+    recursive: Annotated[bool, typer.Option("-R", help="All directories below it, too.")] = False,
+) -> None:
+    """Set the chunk size of the files that will be made in a directory, and of the directories.
+
+    The same as `setfattr -n user.dcs.chunk_size -v BYTES` in a mount. That of a file is fixed when it is made; `dcs
+    explain` shows it.
+    """
+
+    def value_of(attributes: Attributes) -> bytes | None:
+        return str(size).encode() if attributes.is_directory else None
+
+    count = _set_layout(ctx, path, CHUNK_SIZE_ATTRIBUTE, value_of, recursive=recursive)
+    if not count:
+        where = escape(b"/" + b"/".join(tree.parts_of(os.fsencode(path))))
+        raise Problem(f"{where}: a file's chunk size is fixed when it is made; set its directory's, and copy the file")
+    typer.echo(f"what is made in {count} {'directory' if count == 1 else 'directories'} has chunks of {size} bytes")
+
+
+def _set_layout(
+    ctx: typer.Context, path: str, name: bytes, value_of: Callable[[Attributes], bytes | None], *, recursive: bool
+) -> int:
+    """Sets the attribute of all that have a value for it. Returns how many."""
     raw = os.fsencode(path)
 
     async def work(connection: Connection) -> int:
         count = 0
-        async with connection.session("dcs setrep") as session:
+        async with connection.session(f"dcs {ctx.info_name}") as session:
             waiting = [(raw, await tree.resolve(connection, raw))]
             while waiting:
-                name, attributes = waiting.pop()
-                if attributes.is_file or attributes.is_directory:
-                    value = str(copies).encode()
-                    await session.change("setxattr", ino=attributes.ino, name=REPLICAS_ATTRIBUTE, value=value, flags=0)
+                place, attributes = waiting.pop()
+                value = value_of(attributes)
+                if value is not None:
+                    await session.change("setxattr", ino=attributes.ino, name=name, value=value, flags=0)
                     count += 1
                 if attributes.is_directory and recursive:
-                    async for child, found in tree.list_directory(connection, name):
-                        waiting.append((name + b"/" + child, found))
+                    async for child, found in tree.list_directory(connection, place):
+                        waiting.append((place + b"/" + child, found))
         return count
 
-    typer.echo(f"{run(naming_urls(ctx), work)} asked for in {copies} copies")
+    return run(naming_urls(ctx), work)

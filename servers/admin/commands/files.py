@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 from typing import Annotated
 
 import typer
 
 from servers.admin import local_sink, tree
-from servers.admin.commands.options import Name, naming_urls
+from servers.admin.commands.options import Name, chunk_size, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.download import read as read_file
 from servers.admin.errors import Problem
@@ -21,19 +20,8 @@ from servers.admin.runner import run
 from servers.admin.upload import Created, Creation
 from servers.admin.upload import create as create_file
 from servers.protocol.errors import Refused
-from servers.protocol.geometry import is_chunk_size
 from servers.protocol.names import escape
 from servers.protocol.naming_api import Attributes
-
-_UNITS = {"": 1, "K": 2**10, "M": 2**20}
-
-
-def chunk_size(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9})\s*([KM]?)(?:i?B)?", text, re.IGNORECASE | re.ASCII)
-    size = int(match[1]) * _UNITS[match[2].upper()] if match else 0
-    if not is_chunk_size(size):
-        raise typer.BadParameter("a power of two from 1KiB to 64MiB is wanted, such as 8MiB or 1024")
-    return size
 
 
 def create(
@@ -43,7 +31,7 @@ def create(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file of that name.")] = False,
     chunk: Annotated[
         int | None,
-        typer.Option("--chunk-size", parser=chunk_size, metavar="SIZE", help="1KiB to 64MiB; default: the volume's."),
+        typer.Option("--chunk-size", parser=chunk_size, metavar="SIZE", help="1KiB to 64MiB; else its directory's."),
     ] = None,
 ) -> None:
     """Store a local file in the volume. It appears whole, on stable storage, or not at all."""

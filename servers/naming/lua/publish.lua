@@ -1,21 +1,23 @@
 -- Files that appear whole: a stub that has no name, filled by commits, published in one step.
 
--- stub {mode, uid, gid, chunk_size?, lasts_ms?} -> ino, attributes
+-- stub {mode, uid, gid, parent?, chunk_size?, lasts_ms?} -> ino, attributes
 -- Forgotten with the session that made it; with `lasts_ms`, after that time, whatever becomes of the session.
-mutation('stub', {}, { mode = 'mode', uid = 'id', gid = 'id', chunk_size = 'count?', lasts_ms = 'count?' },
-  function(c, a)
-    local root = c:inode(1)
-    local chunk = a.chunk_size or root[CHUNK]
-    if chunk < LIMIT.chunk_low or chunk > LIMIT.chunk_high or bit.band(chunk, chunk - 1) ~= 0 then return EINVAL end
-    local ino = c:add('next_ino', 1)
-    c:add_inode(ino, {
-      S_IFREG + bit.band(a.mode, 0xFFF), a.uid, a.gid, 0, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
-      0, chunk, 0, c:next_seq(), 0, 0, '', root[REPLICAS], 0,
-    })
-    c:orphan(ino, a.lasts_ms or c:setting('orphan_grace_ms'))
-    if not a.lasts_ms then c:open(ino) end
-    return c:done('stub', { ino }, {}, ino, c:attributes(ino))
-  end)
+-- Chunk size and copies are those of `parent`, where it is to be published; of the top directory where that is not
+-- said, or no directory now. The chunk size stays, whatever becomes of the parent or where it is published.
+local MADE_LIKE = { mode = 'mode', uid = 'id', gid = 'id', parent = 'ino?', chunk_size = 'count?', lasts_ms = 'count?' }
+mutation('stub', {}, MADE_LIKE, function(c, a)
+  local directory = a.parent and c:directory(a.parent) or c:inode(1)
+  local chunk = a.chunk_size or directory[CHUNK]
+  if chunk < LIMIT.chunk_low or chunk > LIMIT.chunk_high or bit.band(chunk, chunk - 1) ~= 0 then return EINVAL end
+  local ino = c:add('next_ino', 1)
+  c:add_inode(ino, {
+    S_IFREG + bit.band(a.mode, 0xFFF), a.uid, a.gid, 0, 0, c.s, c.ns, c.s, c.ns, c.s, c.ns,
+    0, chunk, 0, c:next_seq(), 0, 0, '', directory[REPLICAS], 0,
+  })
+  c:orphan(ino, a.lasts_ms or c:setting('orphan_grace_ms'))
+  if not a.lasts_ms then c:open(ino) end
+  return c:done('stub', { ino }, {}, ino, c:attributes(ino))
+end)
 
 -- abandon {ino} -> ; a stub that waits to be filled is forgotten now. ENOENT for anything else without a name.
 mutation('abandon', { frees = true }, { ino = 'ino' }, function(c, a)

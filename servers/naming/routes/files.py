@@ -49,7 +49,9 @@ class Init(BaseModel):
     mode: int = Field(0o644, ge=0, le=0o7777)
     uid: int = Field(0, ge=0, lt=2**32)
     gid: int = Field(0, ge=0, lt=2**32)
-    chunk_size: int | None = Field(None, description="a power of two from 1 KiB to 64 MiB; the volume's if not given")
+    chunk_size: int | None = Field(
+        None, description="a power of two from 1 KiB to 64 MiB; that of the name's directory now if not given"
+    )
 
 
 class Initialised(BaseModel):
@@ -169,6 +171,13 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
             raise Refused(ENOENT, escape(file.path))
         return attributes
 
+    async def directory_of(path: list[bytes]) -> InodeNumber:
+        """The top directory where there is none of that name."""
+        if len(path) > 1:
+            with contextlib.suppress(Refused):
+                return (await resolve(path[:-1])).ino
+        return ROOT_INODE
+
     async def stub(file: _FileId) -> Attributes:
         with _about(file.path):
             (blob,) = await store.ask("getattr", ino=file.ino)
@@ -180,7 +189,10 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
 
     @routes.post("/init", status_code=201)
     async def init(wanted: Init) -> Initialised:
-        """Makes a file that nobody sees until it is finalized. 409 when the name is taken."""
+        """Makes a file that nobody sees until it is finalized. 409 when the name is taken.
+
+        Its chunk size is fixed here: as given, else that of the directory of its name, or of the top directory while
+        there is none of that name. Copies are as the directory asks for; again when it is finalized."""
         path = _parse_name(wanted.name)
         if wanted.chunk_size is not None and not is_chunk_size(wanted.chunk_size):
             raise HTTPException(422, "chunk_size: a power of two from 1 KiB to 64 MiB is wanted")
@@ -188,8 +200,9 @@ def file_routes(service: Service) -> APIRouter:  # noqa: C901 - a list of routes
             await _expect_free(resolve, path)
         given = {"chunk_size": wanted.chunk_size} if wanted.chunk_size else {}
         ino, blob = await change(
-            "stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, lasts_ms=STUB_LASTS_SECONDS * 1000, **given
-        )
+            "stub", mode=wanted.mode, uid=wanted.uid, gid=wanted.gid, lasts_ms=STUB_LASTS_SECONDS * 1000,
+            parent=await directory_of(path), **given,
+        )  # fmt: skip
         attributes = unpack_attributes(ino, blob)
         return Initialised(file_id=str(_FileId(attributes.ino, b"/".join(path))), chunk_size=attributes.chunk_size)
 
