@@ -61,6 +61,8 @@ class Findings:
     """What could not be asked."""
     reported: int = 0
     """Findings that were told to the naming server, which has them repaired."""
+    stopped: list[str] = field(default_factory=list)
+    """Why garbage was not deleted that was to be."""
 
     @property
     def is_incomplete(self) -> bool:
@@ -103,30 +105,37 @@ async def fsck(connection: Connection, *, wait_seconds: float, verify: bool, rep
     deadline = asyncio.get_running_loop().time() + wait_seconds
     found = await _look(connection, wait_seconds, verify)
     reported: set[tuple[str, int]] = set()
+    stopped: list[str] = []
     while repair and (found.is_incomplete or found.garbage):
-        await _report(connection, found, reported)
+        stopped = await _report(connection, found, reported)
         if asyncio.get_running_loop().time() >= deadline:
             break
         await asyncio.sleep(REPAIR_POLL_SECONDS)
         found = await _look(connection, 0, verify)
     found.reported = len(reported)
+    found.stopped = stopped if found.garbage else []
     return found
 
 
-async def _report(connection: Connection, found: Findings, reported: set[tuple[str, int]]) -> None:
-    """Each finding once; of garbage, what is due is deleted."""
+async def _report(connection: Connection, found: Findings, reported: set[tuple[str, int]]) -> list[str]:
+    """Each finding once; of garbage, what is due is deleted. Returns why what is due was not."""
     for finding in (*found.missing_replicas, *found.damaged):
         if (finding.extent, finding.node) not in reported:
             extent, node = parse_extent_text(finding.extent), NodeNumber(finding.node)
             await connection.naming.report_damage(extent, node, f"fsck: {finding.what}")
             reported.add((finding.extent, finding.node))
     uuids = {int(node.number): node.uuid for node in await connection.naming.nodes()}
+    stopped: set[str] = set()
     for number in {finding.node for finding in found.garbage}:
         garbage = [parse_extent_text(finding.extent) for finding in found.garbage if finding.node == number]
         for batch in _batches(garbage):
             order = {"node": uuids[number], "extents": [extent_text(extent) for extent in batch]}
-            with contextlib.suppress(ServerRefused, Unavailable):  # It is held, or away: the next round tells.
-                await connection.naming.json("POST", "/v1/deletions/collect", order)
+            with contextlib.suppress(Unavailable):  # The next round tells.
+                try:
+                    await connection.naming.json("POST", "/v1/deletions/collect", order)
+                except ServerRefused as error:  # The brake has stopped it, or its node is dead.
+                    stopped.add(str(error))
+    return sorted(stopped)
 
 
 async def _look(connection: Connection, wait_seconds: float, verify: bool) -> Findings:

@@ -41,6 +41,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     deleted as garbage                      extents that none showed before
     :garbage                zset    extent by when it was first seen on a   no map shows it, its session is over (as it
                                     node, ms                                was seen last)
+    :judged                 hash    node number -> when, ms                 of the garbage known then the node has
+                                                                            no more than the brake allows
     :long                   zset    INO:INDEX by when it grew last, ms, 0   its list of segments was long then; a chunk
                                     for a very long one                     that is gone may be in it
     :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then

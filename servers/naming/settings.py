@@ -52,7 +52,7 @@ class NamingSettings(BaseSettings):
     garbage_brake_share: float = Field(0.05, ge=0, le=1)
     """Garbage above this share of a node's extents is not deleted before somebody confirms it."""
     garbage_brake_extents: int = Field(100, ge=0)
-    """Less than so many extents never wait for that."""
+    """So many extents never wait for that, unless they are more than half of what the node has."""
     garbage_interval_seconds: float = Field(600, gt=0)
     """How often garbage is looked for."""
     snapshot_interval_seconds: float = Field(3600, ge=0)

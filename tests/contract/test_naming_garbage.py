@@ -41,6 +41,11 @@ def has(node: Node, extent: ExtentId) -> bool:
     return extent_text(extent) in node.extents()
 
 
+def run_tool(cluster: Cluster, node: Node, *options: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "servers.storage.tools.gc", "--data-dir", str(node.data_dir), *options]
+    return subprocess.run(command, env=cluster.environment, cwd=CHECKOUT, capture_output=True, timeout=60)
+
+
 def test_what_no_session_will_commit_is_deleted(shared_cluster: Cluster, ops: Ops) -> None:
     """After its grace; what a living session uploaded stays, until that session is over."""
     node = shared_cluster.nodes[0]
@@ -115,8 +120,10 @@ def test_an_operation_that_reads_needs_no_session(shared_cluster: Cluster) -> No
 
 @pytest.fixture(scope="module")
 def careful() -> Iterator[Cluster]:
-    """Two nodes; more than 5 extents of garbage on one are suspicious."""
-    with Cluster(nodes=2, REPLICATION_FACTOR="2", GARBAGE_BRAKE_EXTENTS="5", GARBAGE_GRACE_SECONDS="1") as made:
+    """Two nodes; more than 5 extents of garbage on one are suspicious, or more than half of them."""
+    settings = {"GARBAGE_BRAKE_EXTENTS": "5", "GARBAGE_BRAKE_SHARE": "0.05", "GARBAGE_GRACE_SECONDS": "1"}
+    with Cluster(nodes=2, REPLICATION_FACTOR="2", **settings) as made:
+        made.write("/needed", b"so that one more is not all there is")
         yield made
 
 
@@ -126,7 +133,7 @@ def test_the_brake_stops_a_suspicious_run_until_it_is_confirmed(careful: Cluster
     garbage = [extent_id(SessionNumber(888_888), n) for n in range(1, 11)]
     for extent in garbage:
         put(careful, node, extent, b"nobody's")
-    wait_for(lambda: "10 of 10" in careful.status()["garbage_brake"], "the brake has stopped a run")
+    wait_for(lambda: "10 of 11" in careful.status()["garbage_brake"], "the brake has stopped a run")
     assert all(has(node, extent) for extent in garbage)
     assert "dcs gc --confirm" in careful.dcs("status").stdout.decode()
     told = careful.dcs_json("gc", "--dry-run")
@@ -139,6 +146,36 @@ def test_the_brake_stops_a_suspicious_run_until_it_is_confirmed(careful: Cluster
     wait_for(lambda: not careful.status()["garbage_brake"], "nothing waits to be confirmed")
     wait_for(lambda: careful.status()["garbage"] == 0, "no garbage is left")
     careful.ask_redis("HDEL", "dcs:{main}:volume", "brake_off_ms")
+
+
+def test_nobody_passes_the_brake_by_hand(make_cluster: MakeCluster) -> None:
+    """Neither before the collector has counted what there is nor while it waits for somebody, and it is said."""
+    settings = {"GARBAGE_INTERVAL_SECONDS": "3600", "GARBAGE_BRAKE_SHARE": "0.05", "GARBAGE_GRACE_SECONDS": "0.2"}
+    cluster = make_cluster(1, REPLICATION_FACTOR="1", **settings)
+    node = cluster.nodes[0]
+    for n in range(3):
+        put(cluster, node, extent_id(SessionNumber(888_888), n), b"nobody's")
+    held = node.extents()
+
+    def ask_for_it(*, refused: bool) -> None:
+        for _ in range(2):  # The first time it is noted since when it is garbage.
+            found = cluster.dcs_json("fsck", "--repair", expect=1)
+            assert len(found["garbage"]) == 3
+            assert ["dcs gc --confirm" in said for said in found["stopped"]] == [True] * refused
+            done = run_tool(cluster, node, "--delete")
+            assert done.stdout.endswith(b"0 deleted\n")
+            assert (done.returncode, b"dcs gc --confirm" in done.stderr) == (int(refused), refused)
+            time.sleep(0.3)  # Until the grace is over.
+        assert node.extents() == held
+
+    ask_for_it(refused=False)
+    cluster.naming.environment["GARBAGE_INTERVAL_SECONDS"] = "1"
+    cluster.naming.restart()
+    wait_for(lambda: "3 of 3" in cluster.status()["garbage_brake"], "the brake has stopped a run")
+    ask_for_it(refused=True)
+    assert b"not deleted: node 1: 3 of 3" in cluster.dcs("fsck", "--repair", expect=1).stdout
+    cluster.dcs("gc", "--confirm")
+    wait_for(lambda: not node.extents(), "what was confirmed is deleted")
 
 
 def test_deletions_are_undone_and_held_until_they_may_go_on(careful: Cluster) -> None:
@@ -170,8 +207,7 @@ def test_the_tool_on_the_node_shows_garbage_and_has_it_deleted(careful: Cluster)
     put(careful, node, garbage, b"nobody's")
 
     def tool(*options: str) -> str:
-        command = [sys.executable, "-m", "servers.storage.tools.gc", "--data-dir", str(node.data_dir), *options]
-        done = subprocess.run(command, env=careful.environment, cwd=CHECKOUT, capture_output=True, timeout=60)
+        done = run_tool(careful, node, *options)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode()
 

@@ -43,13 +43,14 @@ SHORT = {
     "CONDEMNED_GRACE_SECONDS": "2",
     "GARBAGE_GRACE_SECONDS": "3",
     "GARBAGE_INTERVAL_SECONDS": "1",
+    "GARBAGE_BRAKE_SHARE": "1",
     "BACKGROUND_INTERVAL_SECONDS": "0.2",
     "TRASH_DAYS": "0",
     "SNAPSHOT_INTERVAL_SECONDS": "0",
     "RETURNS_TOLERATED": "1000",
 }
-"""Settings of the naming server that make the background jobs quick enough to wait for, and nodes that are killed
-again and again trusted as at first."""
+"""Settings of the naming server that make the background jobs quick enough to wait for, nodes that are killed
+again and again trusted as at first, and garbage deleted of volumes that have nothing else."""
 COMMAND_SECONDS = 120.0
 CALL_SECONDS = 30.0
 DRAIN_SECONDS = 120.0

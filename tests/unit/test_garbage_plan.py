@@ -45,6 +45,20 @@ def test_the_brake_cannot_be_passed_in_slices() -> None:
     assert len(plan_collection(100, since, GRACE, GRACE, Brake(0.2, 5)).due) == 3
 
 
+@given(held=st.integers(0, 10_000), share=st.floats(0, 0.5), extents_min=st.integers(0, 1_000))
+def test_however_few_they_are_no_more_than_half_ever_goes_unasked(held: int, share: float, extents_min: int) -> None:
+    assert Brake(share, extents_min).limit(held) <= held / 2
+
+
+def test_a_small_node_does_not_lose_all_it_has() -> None:
+    """A crashed upload beside as much that is needed goes; a node of garbage alone waits."""
+    since = {extent_id(SessionNumber(1), n): 0 for n in range(60)}
+    brake = Brake(0.05, 100)
+    assert "60 of 60" in plan_collection(60, since, GRACE, GRACE, brake).stopped
+    assert "60 of 119" in plan_collection(119, since, GRACE, GRACE, brake).stopped
+    assert set(plan_collection(120, since, GRACE, GRACE, brake).due) == set(since)
+
+
 def test_the_brake_lets_old_snapshots_go_and_counts_those_that_nobody_knows_yet() -> None:
     """After an hour of changes one has many parts. One later than all that are known means that something is wrong."""
     parts = [part_id(70, n) for n in (0, MANIFEST, *range(TAIL, TAIL + 1800))]

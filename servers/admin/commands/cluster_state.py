@@ -243,6 +243,7 @@ def _print_findings(found: Findings) -> None:
     _print_list("missing replica", map(_shown, found.missing_replicas))
     _print_list("damaged replica", map(_shown, found.damaged))
     _print_list("unknown to metadata", map(_shown, found.garbage))
+    _print_list("not deleted", found.stopped)
     _print_list("could not be asked", found.unknown)
 
 

@@ -84,10 +84,10 @@ class Brake:
     share: float
     """Of a node's extents."""
     extents_min: int
-    """So many are never suspicious."""
+    """So many are never suspicious, unless they are more than half of them."""
 
     def limit(self, held: int) -> int:
-        return max(self.extents_min, int(held * self.share))
+        return max(int(held * self.share), min(self.extents_min, held // 2))
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,14 @@ class GarbageCollector:
         self, node: NodeView, brake: Brake | None, oldest_snapshot: int, stopped: list[str]
     ) -> set[ExtentId]:
         """The garbage that is left on the node; appends why the brake stopped, if it did."""
+        began_ms = (await self._service.store.ask("deletions"))[0]
         held, since_ms = await self._look_through(node)
         now_ms = (await self._service.store.ask("deletions"))[0]
         plan = plan_collection(held, since_ms, now_ms, self._grace_ms, brake, oldest_snapshot)
         if plan.stopped:
             stopped.append(f"node {node.number}: {plan.stopped}")
+        elif brake is not None:
+            await self._service.store.ask("judged", node=node.number, ms=began_ms)
         left = set(since_ms)
         for at in range(0, len(plan.due), DELETIONS_PER_RUN):
             left -= await self._delete(node, plan.due[at : at + DELETIONS_PER_RUN])

@@ -177,6 +177,17 @@ read('deletions', {}, function(c)
   return { 0, c.ms, v[1] or '', v[2] or '', tonumber(v[3] or 0) }
 end)
 
+-- judged {node, ms} -> ; of the garbage that was known at that time, the node has no more than the brake allows
+internal('judged', {}, { node = 'id', ms = 'count' }, function(c, a)
+  call('HSET', c.K .. ':judged', text(a.node), text(a.ms))
+  return { 0 }
+end)
+
+-- judged_ms {node} -> when that was last so, or 0
+read('judged_ms', { node = 'id' }, function(c, a)
+  return { 0, tonumber(call('HGET', c.K .. ':judged', text(a.node)) or 0) }
+end)
+
 -- hold {why} -> ; no node is told to delete anything, until it is called with an empty reason
 internal('hold', {}, { why = 'bytes' }, function(c, a)
   if a.why == '' then call('HDEL', c.K .. ':volume', 'held') else call('HSET', c.K .. ':volume', 'held', a.why) end

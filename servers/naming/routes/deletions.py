@@ -68,13 +68,20 @@ def deletion_routes(service: Service) -> APIRouter:
 
     @routes.post("/v1/deletions/collect")
     async def collect(order: Collect) -> Collected:
-        """Has the node delete now those of the extents that are garbage, known for its grace."""
+        """Has the node delete now those of the extents that are garbage, known for its grace.
+
+        The collector's brake holds here as well, however small the order: only what the collector has counted on this
+        node, when that was not suspiciously much, is deleted; 409 while garbage waits to be confirmed."""
         node = await _node(service, order.node)
         extents = [extent_of(text) for text in order.extents]
         rows = await store.ask("sight", extents=extents)
-        now_ms = (await store.ask("deletions"))[0]
-        grace_ms = service.settings.garbage_grace_seconds * 1000
-        due = [ExtentId(e) for e, since in zip(rows[::2], rows[1::2], strict=True) if now_ms - since >= grace_ms]
+        now_ms, _, stopped, brake_off_ms = await store.ask("deletions")
+        known_ms = now_ms - service.settings.garbage_grace_seconds * 1000
+        if now_ms >= brake_off_ms:
+            if stopped:
+                raise HTTPException(409, f"{stopped.decode()}; see dcs gc --dry-run, then dcs gc --confirm")
+            known_ms = min(known_ms, (await store.ask("judged_ms", node=node.number))[0])
+        due = [ExtentId(e) for e, since in zip(rows[::2], rows[1::2], strict=True) if since <= known_ms]
         doomed = await store.ask("collect", extents=due) if due else []
         gone = await service.deletions.order(node, [ExtentId(e) for e in doomed]) if doomed else set()
         return Collected(deleted=[extent_text(e) for e in gone])

@@ -2,8 +2,8 @@
 
 The naming server collects garbage by itself; this is for looking, and for not waiting for its next
 round. It prints each extent that nobody needs, and why. With --delete it asks the naming server to
-have this node delete those whose grace is over: the same checks, the same signed order, and the node
-keeps them for a while (`dcs gc --undo`). It deletes no file itself.
+have this node delete those whose grace is over: the same checks, the same brake, the same signed order, and
+the node keeps them for a while (`dcs gc --undo`). It deletes no file itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 
 from servers.client.http import HttpxTransport
-from servers.client.naming import NamingClient
+from servers.client.naming import NamingClient, ServerRefused
 from servers.protocol.errors import DcsError
 from servers.protocol.ids import extent_text, parse_extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
@@ -56,6 +56,7 @@ async def _collect(roots: Sequence[Path], naming_url: str, secret: str, *, delet
     try:
         naming = NamingClient(transport, naming_url)
         looked_at = doomed = deleted = 0
+        refused = ""
         for names in chain.from_iterable(map(_batches, roots)):
             looked_at += len(names)
             rows = (await naming.json("POST", "/v1/extents/why", {"extents": names}))["extents"]
@@ -64,13 +65,18 @@ async def _collect(roots: Sequence[Path], naming_url: str, secret: str, *, delet
             for row in garbage:
                 print(f"{row['extent']}: {row['why']}; due in {row['due_seconds']:.0f} s")
             due = [row["extent"] for row in garbage if row["verdict"] == "garbage"]
-            if delete and due:
-                done = await naming.json("POST", "/v1/deletions/collect", {"node": node, "extents": due})
-                deleted += len(done["deleted"])
+            if delete and due and not refused:
+                try:
+                    done = await naming.json("POST", "/v1/deletions/collect", {"node": node, "extents": due})
+                    deleted += len(done["deleted"])
+                except ServerRefused as error:
+                    refused = str(error)
     finally:
         await transport.close()
     print(f"{looked_at} extents, {doomed} of them needed by nobody, {deleted} deleted")
-    return 0
+    if refused:
+        print(f"gc: {refused}", file=sys.stderr)
+    return 1 if refused else 0
 
 
 def _batches(data_dir: Path) -> Iterator[list[str]]:
