@@ -65,7 +65,7 @@ async def _names(connection: Connection, node: NodeView) -> AsyncIterator[list[E
 async def _judge(connection: Connection, node: NodeView, names: list[ExtentId], found: Forecast) -> None:
     if not names:
         return
-    asked = {"extents": [extent_text(extent) for extent in names]}
+    asked = {"extents": [extent_text(extent) for extent in names], "node": node.number}
     for row in (await connection.naming.json("POST", "/v1/extents/why", asked))["extents"]:
         found.verdicts[row["verdict"]] = found.verdicts.get(row["verdict"], 0) + 1
         if row["due_seconds"] is not None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
+from servers.protocol.naming_api import pack_nodes
 from servers.protocol.snapshots import MANIFEST, TAIL, part_id
 from tests.support.volume import Session, Volume
 
-GARBAGE, NEEDED, CONDEMNED, IN_FLIGHT = 0, 1, 2, 3
+GARBAGE, NEEDED, CONDEMNED, IN_FLIGHT, SURPLUS = 0, 1, 2, 3, 4
 NOBODYS = extent_id(SessionNumber(999), 1)
 
 
@@ -27,6 +28,26 @@ def test_why_an_extent_would_stay_or_go(volume: Volume, session: Session) -> Non
     assert rows[1::3] == [session.number] * 3 + [999]
     assert rows[2] == rows[8] == rows[11] == 0
     assert rows[5] > 0
+
+
+def test_a_surplus_copy_goes_though_the_extent_is_needed(volume: Volume, session: Session) -> None:
+    """Of the node that lost it; asked for another node, or for none, the extent is needed."""
+    made = session.create(1, b"f")
+    segment = session.segment(0, 10)
+    session.commit(made.ino, {0: [segment]})
+    first, *rest = segment.nodes
+    volume.call("relocate", moves=[segment.extent, pack_nodes(segment.nodes), pack_nodes(rest)], grace_ms=60_000)
+    verdict, _, due_ms = volume.call("why", extents=[segment.extent], node=first)
+    assert verdict == SURPLUS
+    assert due_ms > 60_000
+    for other in ({"node": rest[0]}, {}):
+        assert volume.call("why", extents=[segment.extent], **other)[::2] == [NEEDED, 0]
+
+
+def test_it_is_kept_when_the_garbage_of_a_node_was_found_to_be_no_more_than_usual(volume: Volume) -> None:
+    assert volume.call("judged_ms", node=1) == [0]
+    volume.call("judged", node=1, ms=1234)
+    assert (volume.call("judged_ms", node=1), volume.call("judged_ms", node=2)) == ([1234], [0])
 
 
 def test_garbage_is_known_since_it_was_first_seen(volume: Volume, session: Session) -> None:

@@ -85,7 +85,7 @@ internal('deleted', {}, { gone = 'list', left = 'list', retry_ms = 'count' }, fu
   return { 0 }
 end)
 
-local GARBAGE, NEEDED, CONDEMNED, IN_FLIGHT = 0, 1, 2, 3
+local GARBAGE, NEEDED, CONDEMNED, IN_FLIGHT, SURPLUS = 0, 1, 2, 3, 4
 
 -- What is to be said of an extent that lies on a node.
 local function verdict(c, extent)
@@ -150,17 +150,32 @@ internal('collected', {}, { gone = 'list' }, function(c, a)
   return { 0 }
 end)
 
--- why {extents} -> for each: verdict, its session, since when it is garbage or when its deletion is due, ms, or 0
-read('why', { extents = 'list' }, function(c, a)
+-- Whether this node is to delete its replica, because the files that show the extent look for it on others: when, ms.
+local function surplus_ms(c, extent, node)
+  local replica = struct.pack('>I2', node)
+  local due = call('ZSCORE', c.K .. ':dropped', extent .. replica)
+  if not due then return nil end
+  local _, _, nodes = c:whereabouts(extent)
+  for i = 1, nodes and #nodes or 0, 2 do
+    if nodes:sub(i, i + 1) == replica then return nil end
+  end
+  return due
+end
+
+-- why {extents, node?} -> for each: verdict, its session, since when it is garbage or when its deletion is due, ms, or 0
+-- With `node` as if it were of the replicas there: 4, some file shows the extent, but not on that node any more.
+read('why', { extents = 'list', node = 'id?' }, function(c, a)
   local reply = { 0 }
   if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
   for _, extent in ipairs(a.extents) do
     local found, _, session = verdict(c, extent), nil, 0
     if #extent == 16 then _, _, session = c:owner_key(extent) end
     local set = ({ [GARBAGE] = ':garbage', [CONDEMNED] = ':condemned' })[found]
-    reply[#reply + 1] = found
+    local ms = set and call('ZSCORE', c.K .. set, extent)
+    if found == NEEDED and a.node then ms = surplus_ms(c, extent, a.node) end
+    reply[#reply + 1] = found == NEEDED and ms and SURPLUS or found
     reply[#reply + 1] = tonumber(session)
-    reply[#reply + 1] = tonumber(set and call('ZSCORE', c.K .. set, extent) or 0)
+    reply[#reply + 1] = tonumber(ms or 0)
   end
   return reply
 end)

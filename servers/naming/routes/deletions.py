@@ -16,16 +16,21 @@ from servers.protocol.placement import NodeView
 
 log = logging.getLogger(__name__)
 
+SURPLUS: Literal["surplus"] = "surplus"
 CONFIRMED_SECONDS = 3600.0
 """So long after `dcs gc --confirm` the brake is off: longer than a round of the collector."""
 
 
 class Why(BaseModel):
     extent: str
-    verdict: Literal["needed", "condemned", "in flight", "garbage"]
+    verdict: Literal["needed", "condemned", "in flight", "garbage", "surplus"]
     why: str
     due_seconds: float | None
     """Until the nodes are told to delete it; null for what stays."""
+
+
+class WhyAsked(Extents):
+    node: int | None = Field(None, ge=1, lt=65536, description="whose replicas are meant: some may be surplus")
 
 
 class Hold(BaseModel):
@@ -45,9 +50,10 @@ def deletion_routes(service: Service) -> APIRouter:
     store = service.store
 
     @routes.post("/v1/extents/why")
-    async def why(asked: Extents) -> dict[str, list[Why]]:
+    async def why(asked: WhyAsked) -> dict[str, list[Why]]:
         """What would become of each extent, why, and when."""
-        rows = await store.ask("why", extents=[extent_of(text) for text in asked.extents])
+        node = {"node": asked.node} if asked.node else {}
+        rows = await store.ask("why", extents=[extent_of(text) for text in asked.extents], **node)
         now_ms = (await store.ask("deletions"))[0]
         triples = zip(asked.extents, rows[::3], rows[1::3], rows[2::3], strict=True)
         return {"extents": [_why(service, now_ms, *row) for row in triples]}
@@ -99,8 +105,10 @@ async def _node(service: Service, uuid: str) -> NodeView:
 
 
 def _why(service: Service, now_ms: int, extent: str, verdict: int, session: int, ms: int) -> Why:
-    found, why, due_seconds = VERDICTS[verdict], "a file shows it", None
-    if found == "condemned":
+    found, why, due_seconds = (*VERDICTS, SURPLUS)[verdict], "a file shows it", None
+    if found == SURPLUS:
+        why, due_seconds = "the files that show it have their copies on other nodes", max(0.0, (ms - now_ms) / 1000)
+    elif found == "condemned":
         why, due_seconds = "no file shows it any more", max(0.0, (ms - now_ms) / 1000)
     elif found == "in flight":
         why = f"session {session} lives and may still commit it"
