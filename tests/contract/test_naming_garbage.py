@@ -197,6 +197,25 @@ def test_deletions_are_undone_and_held_until_they_may_go_on(careful: Cluster) ->
     wait_for(lambda: not any(path.exists() for path in before), "the extent, which nobody needs, is deleted again")
 
 
+def test_surplus_copies_that_wait_for_their_deletion_are_shown(careful: Cluster) -> None:
+    """With why and when; and they go."""
+    careful.write("/fewer", b"in one copy soon")
+    careful.dcs("gc", "--hold", "so that it can be seen")
+    careful.dcs("setrep", "1", "/fewer")
+
+    def surplus() -> list[dict[str, object]]:
+        return [row for row in careful.dcs_json("gc", "--dry-run")["doomed"] if row["verdict"] == "surplus"]
+
+    wait_for(surplus, "a copy is surplus")
+    (row,) = surplus()
+    (kept,) = careful.replicas_of("/fewer")
+    assert (row["extent"], "on other nodes" in str(row["why"])) == (kept.extent, True)
+    assert row["node"] != kept.node
+    careful.dcs("gc", "--resume")
+    wait_for(lambda: not surplus(), "it is deleted")
+    assert careful.read("/fewer") == b"in one copy soon"
+
+
 def test_the_tool_on_the_node_shows_garbage_and_has_it_deleted(careful: Cluster) -> None:
     """It deletes nothing that a file shows, and nothing by itself."""
     node = careful.nodes[0]
