@@ -44,7 +44,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
     :judged                 hash    node number -> when, ms                 of the garbage known then the node has
                                                                             no more than the brake allows
     :long                   zset    INO:INDEX by when it grew last, ms, 0   its list of segments was long then; a chunk
-                                    for a very long one                     that is gone may be in it
+                                    for a very long one; or until when it   that is gone may be in it
+                                    is put off
     :trash                  zset    inode that was removed, by due ms       a file of it is in :orphans until then
     :trash_from             hash    inode -> {parent, name, ...}            the same inodes; lua/trash.lua
     :snapshots              zset    change number by when it was taken, ms  their parts and tails are on storage nodes

@@ -52,6 +52,14 @@ def write_at_random(path: Path, seed: int, count: int) -> subprocess.Popen[bytes
     return subprocess.Popen(command, cwd="/")
 
 
+def write_in_pieces(path: Path, numbers: range) -> None:
+    """Each is an extent of its own, and filled with its number."""
+    with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
+        for n in numbers:
+            os.pwrite(descriptor, bytes([n]) * PIECE, n * PIECE)
+            os.fdatasync(descriptor)
+
+
 WRITER = """
 import os, random, sys
 path, seed, count, size, piece = sys.argv[1], *map(int, sys.argv[2:])
@@ -88,6 +96,29 @@ def test_a_randomly_written_file_is_compacted_under_its_readers(busy: Cluster, m
             assert os.pread(descriptor, SIZE, 0) == expected
     mount.remount()
     assert path.read_bytes() == expected
+
+
+@pytest.mark.timeout(200)
+def test_what_cannot_be_compacted_now_stops_nothing_else_and_is_not_forgotten(busy: Cluster, mount: Mount) -> None:
+    """A chunk that is asked for in more copies than there are nodes, and one with a piece that is lost."""
+    wide, lost, other = (mount.path / name for name in ("wide", "lost", "other"))
+    wide.touch()
+    os.setxattr(wide, "user.dcs.replicas", b"5")
+    write_in_pieces(wide, range(80))
+    write_in_pieces(lost, range(40))
+    pieces = busy.replicas_of("/lost")
+    for replica in pieces:
+        if replica.extent == pieces[0].extent:
+            busy.delete_chunk_on_disk(replica)
+    write_in_pieces(lost, range(40, 80))
+    write_in_pieces(other, range(80))
+    wait_for(lambda: segments_of(busy, "other") < LONG_SEGMENTS_MIN, "what comes after them is compacted", 60)
+    assert (segments_of(busy, "wide"), segments_of(busy, "lost")) == (80, 80)
+    os.setxattr(wide, "user.dcs.replicas", b"3")
+    wait_for(lambda: segments_of(busy, "wide") < LONG_SEGMENTS_MIN, "it is compacted once it can be", 60)
+    lost.unlink()
+    mount.remount()
+    assert wide.read_bytes() == other.read_bytes() == b"".join(bytes([n]) * PIECE for n in range(80))
 
 
 @pytest.mark.timeout(250)

@@ -128,3 +128,23 @@ def test_a_very_long_list_is_due_at_once(long: tuple[Volume, Session, int]) -> N
     for n in range(8, 12):
         session.commit(ino, {0: [session.segment(n * 10 + 5, 10)]})
     assert volume.call("long", before_ms=0, count=9) == [ino, 0]
+
+
+def test_what_is_put_off_comes_after_the_others_and_is_not_lost(long: tuple[Volume, Session, int]) -> None:
+    """Not even a write, or a list that grows very long, brings it back sooner; short, it is forgotten."""
+    volume, session, ino = long
+    volume.call("put_off", ino=ino, index=0, ms=60_000)
+    other = session.create(1, b"other").ino
+    for made in (ino, other):
+        for n in range(8, 17):
+            session.commit(made, {0: [session.segment(n * 10 + 5, 10)]})
+    now_ms = volume.call("deletions")[0]
+    assert volume.call("long", before_ms=now_ms, count=9) == [other, 0]
+    assert volume.call("long", before_ms=now_ms + 60_000, count=9) == [other, 0, ino, 0]
+    volume.call("put_off", ino=ino, index=0, ms=0)
+    session.commit(ino, {0: [session.segment(175, 10)]})
+    assert volume.call("long", before_ms=0, count=9) == [ino, 0, other, 0]
+    volume.call("put_off", ino=ino, index=0, ms=60_000)
+    session.commit(ino, {0: [session.segment(0, 185)]})
+    volume.call("put_off", ino=ino, index=0, ms=60_000)
+    assert volume.call("long", before_ms=2**52, count=9) == [other, 0]

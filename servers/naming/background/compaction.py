@@ -15,7 +15,7 @@ import logging
 from servers.client.storage import WantedCopy
 from servers.naming.background.compaction_plan import Run, compacted, plan_runs
 from servers.naming.service import Service, alive
-from servers.protocol.errors import DcsError, NodeFailed, Refused, TooFewNodes, TryAgain
+from servers.protocol.errors import DcsError, NodeFailed, Refused
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.naming_api import NS, pack_nodes, pack_segments, unpack_segments
@@ -24,6 +24,8 @@ from servers.protocol.placement import NodeView, choose_nodes
 log = logging.getLogger(__name__)
 
 CHUNKS_PER_RUN = 16
+LATER_RUNS = 12
+"""What failed is tried again after so many runs: a minute, as it is set by default."""
 STEP_SECONDS = 60.0
 ENOENT = 2
 
@@ -33,12 +35,20 @@ class Compaction:
         self._service = service
         self._quiet_seconds = service.settings.compaction_quiet_seconds
         self._bytes_per_second = service.settings.compaction_bytes_per_second
+        self._later_ms = int(LATER_RUNS * service.settings.compaction_interval_seconds * 1000)
+        self._written_bytes = 0
+        """All copies counted, also those made in vain."""
         self.compacted = 0
         self.given_up = 0
         """Somebody wrote to the chunk meanwhile."""
+        self.failed = 0
 
     def statistics(self) -> dict[str, int]:
-        return {"compacted_chunks": self.compacted, "compactions_given_up": self.given_up}
+        return {
+            "compacted_chunks": self.compacted,
+            "compactions_given_up": self.given_up,
+            "compactions_failed": self.failed,
+        }
 
     async def run(self) -> None:
         store = self._service.store
@@ -46,15 +56,16 @@ class Compaction:
         before_ms = max(0, now_ms - int(self._quiet_seconds * 1000))
         rows = await store.ask("long", before_ms=before_ms, count=CHUNKS_PER_RUN)
         for ino, index in zip(rows[::2], rows[1::2], strict=True):
+            written_before = self._written_bytes
+            await store.ask("put_off", ino=ino, index=index, ms=self._later_ms)
             try:
-                written = await self._compact(InodeNumber(ino), index)
-            except (TryAgain, NodeFailed, TooFewNodes) as error:
+                await self._compact(InodeNumber(ino), index)
+            except DcsError as error:
+                self.failed += 1
                 log.info("chunk %d of inode %d is not compacted now: %s", index, ino, error)
-                return
-            await asyncio.sleep(written / self._bytes_per_second)
+            await asyncio.sleep((self._written_bytes - written_before) / self._bytes_per_second)
 
-    async def _compact(self, ino: InodeNumber, index: int) -> int:
-        """How many bytes were written, all copies counted."""
+    async def _compact(self, ino: InodeNumber, index: int) -> None:
         store = self._service.store
         try:
             blob, seen, replicas, seconds, nanoseconds, chunk_size = await store.ask("long_chunk", ino=ino, index=index)
@@ -62,26 +73,27 @@ class Compaction:
             if error.errno != ENOENT:
                 raise
             await store.ask("not_long", ino=ino, index=index)
-            return 0
+            return
         segments = unpack_segments(blob)
         runs = plan_runs(segments)
         if not runs:
             await store.ask("not_long", ino=ino, index=index)
-            return 0
+            return
         made: dict[int, tuple[ExtentId, list[NodeNumber]]] = {}
         try:
             for number, run in enumerate(runs):
                 made[number] = (await self._service.new_extent(), [])
                 await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas)
         except DcsError:
-            await self._commit(ino, index, b"", 0, [], made)
+            if any(nodes for _, nodes in made.values()):
+                await self._commit(ino, index, b"", 0, [], made)
             raise
         if await self._commit(ino, index, seen, len(segments), compacted(segments, made, runs), made):
             self.compacted += 1
             log.info("chunk %d of inode %d: %d segments are %d extents now", index, ino, len(segments), len(runs))
         else:
             self.given_up += 1
-        return sum(run.length * len(made[number][1]) for number, run in enumerate(runs))
+            await store.ask("put_off", ino=ino, index=index, ms=0)
 
     async def _make(
         self,
@@ -98,6 +110,7 @@ class Compaction:
         nodes = await self._service.nodes()
         places = {node.number: node.place for node in nodes if node.state == "alive"}
         home, *others = choose_nodes(alive(nodes), replicas, run.length, self._service.chance, local=run.home)
+        self._written_bytes += run.length
         stored.append(home.number)
         await self._service.storage.compose(
             home.place, home.uuid, extent, volume=self._service.store.volume_uuid, inode=ino, chunk=index,
@@ -107,6 +120,7 @@ class Compaction:
         )  # fmt: skip
         wanted = [WantedCopy(extent, run.length, [home.place])]
         for other in others:
+            self._written_bytes += run.length
             stored.append(other.number)
             done = await self._service.storage.copy(other.place, wanted, node=other.uuid, deadline_seconds=STEP_SECONDS)
             if extent not in done.stored:

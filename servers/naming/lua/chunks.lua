@@ -134,13 +134,19 @@ local function goes_on(new, old)
   return true
 end
 
+-- The chunk's list is long: compaction looks at it, but not before the time that it was put off to, if it was.
+function Call:note_long(ino, index, is_very_long)
+  local key, name = self.K .. ':long', string.format('%d:%d', ino, index)
+  if tonumber(call('ZSCORE', key, name) or 0) > self.ms then return end
+  call('ZADD', key, is_very_long and '0' or text(self.ms), name)
+end
+
 -- Replaces what chunk `index` shows. Returns by how many bytes the stored size changed.
 function Call:set_chunk(ino, index, old, new)
   local key, field = self:key('m', ino), text(index)
   if #new == 0 then call('HDEL', key, field) else call('HSET', key, field, pack(new)) end
   if #new >= 5 * LIMIT.long then
-    local since = #new >= 5 * LIMIT.very_long and '0' or text(self.ms)
-    call('ZADD', self.K .. ':long', since, string.format('%d:%d', ino, index))
+    self:note_long(ino, index, #new >= 5 * LIMIT.very_long)
   elseif #old >= 5 * LIMIT.long then
     call('ZREM', self.K .. ':long', string.format('%d:%d', ino, index))
   end

@@ -1,5 +1,5 @@
 -- Long lists of segments made short: see servers/naming/background/compaction.py.
--- `set_chunk` notes long ones in :long, with the time; the very long ones with 0.
+-- `set_chunk` notes long ones in :long, with the time; the very long ones with 0. What is put off has a time to come.
 
 -- long {before_ms, count} -> ino, index, ...: chunks with long lists that did not grow since then, and very long ones
 read('long', { before_ms = 'count', count = 'count' }, function(c, a)
@@ -22,6 +22,12 @@ end)
 -- not_long {ino, index} -> ; nothing can be done for this chunk before it grows again
 internal('not_long', {}, { ino = 'ino', index = 'count' }, function(c, a)
   call('ZREM', c.K .. ':long', string.format('%d:%d', a.ino, a.index))
+  return { 0 }
+end)
+
+-- put_off {ino, index, ms} -> ; the chunk, if it is still noted, comes after the others, and not before so long
+internal('put_off', {}, { ino = 'ino', index = 'count', ms = 'count' }, function(c, a)
+  call('ZADD', c.K .. ':long', 'XX', text(c.ms + a.ms), string.format('%d:%d', a.ino, a.index))
   return { 0 }
 end)
 
