@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_step_is_possible_and_never_takes_what_is_needed(
     found = step(held, outlook, damaged)
     if isinstance(found, Copy):
         assert found.to.takes_copies
-        assert found.to.free_bytes > held.length or found.in_place
+        assert found.to.free_bytes > held.length
         assert found.to.number not in good
         assert {view.number for view in found.sources} == set(good) != set()
         assert not found.in_place or found.to.number in damaged
@@ -121,9 +122,7 @@ def test_repair_comes_to_an_end_with_what_is_wanted_or_what_can_be(
     good = good_copies(held, outlook, bad)
     short = lacking(held, outlook, bad)
     if good and short > 0 and not outlook.awaited:
-        able = [
-            v for v in outlook.takers if v.number not in good and (v.free_bytes > held.length or v.number in held.nodes)
-        ]
+        able = [v for v in outlook.takers if v.number not in good and v.free_bytes > held.length]
         assert not able, "a copy is missing that could be made"
 
 
@@ -145,6 +144,18 @@ def test_a_damaged_copy_is_replaced_where_it_is() -> None:
     assert isinstance(found, Copy)
     assert (found.to.number, found.in_place) == (2, True)
     assert {view.number for view in found.sources} == {1, 3}
+
+
+def test_a_damaged_copy_on_a_node_that_takes_nothing_is_replaced_elsewhere() -> None:
+    """Its disk is full, read-only or taken out: it says that nothing is free. Where nobody else can, it waits."""
+    outlook = seen([member(1), member(2, free_bytes=0), member(3), member(4)])
+    found = step(held(1, 2, 3), outlook, damaged={2})
+    assert isinstance(found, Copy)
+    assert found.to.number == 4
+    found = step(held(1, 2, 3, 4), outlook, damaged={2})
+    assert isinstance(found, Drop)
+    assert found.node == 2
+    assert step(held(1, 2, 3), seen([member(1), member(2, free_bytes=100), member(3)]), damaged={2}) is None
 
 
 def test_the_last_good_copy_is_never_dropped_and_no_good_copy_means_no_step() -> None:
@@ -226,7 +237,7 @@ def test_a_node_that_is_ten_points_too_full_gives_to_those_below_the_mean() -> N
     assert 24 * GIB < surplus[NodeNumber(1)] < 26 * GIB
     found = rebalance_step(held(1, 2, 3), outlook, (), surplus, random.Random(1))
     assert found is not None
-    assert found.to.number == 4
+    assert (found.copy.to.number, found.giver) == (4, 1)
     assert rebalance_step(held(2, 3, 4), outlook, (), surplus, random.Random(1)) is None
     assert rebalance_step(held(1, 2), outlook, (), surplus, random.Random(1)) is None
     assert surplus_bytes(seen([fill(1, 0.55), fill(2, 0.5), fill(3, 0.45)])) == {}
@@ -239,6 +250,59 @@ def test_what_rebalance_brings_repair_does_not_take_back(members: list[Member], 
     surplus = surplus_bytes(outlook)
     found = rebalance_step(held, outlook, bad, surplus, random.Random(1))
     if found is not None:
-        after = next_step(replace(held, nodes=(*held.nodes, found.to.number)), outlook, bad, random.Random(1))
+        after = next_step(replace(held, nodes=(*held.nodes, found.copy.to.number)), outlook, bad, random.Random(1))
         assert isinstance(after, Drop)
-        assert after.node != found.to.number or any(view.rack for view in after.kept)
+        assert after.node == found.giver
+        assert found.giver in surplus
+
+
+@given(st.lists(st.sampled_from(["", "a", "b"]), min_size=2, max_size=7), st.integers(1, 3), st.integers())
+def test_rebalance_comes_to_an_end_and_keeps_racks_apart(racks: list[str], copies: int, seed: int) -> None:
+    """Turn after turn, with disks of other sizes and filled unevenly, each gift followed by repair."""
+    chance = random.Random(seed)
+    numbers = [NodeNumber(n) for n in range(1, len(racks) + 1)]
+    capacity = {n: chance.choice((500, 1000, 2000)) for n in numbers}
+    weight = {n: chance.random() ** 4 for n in numbers}
+    target, length = min(copies, len(numbers)), 10
+    extents = []
+    for _ in range(60):
+        nodes = sorted(numbers, key=lambda n: chance.random() * weight[n])[-target:]
+        extents.append(held(*nodes, target=target, length=length))
+
+    def outlook_now() -> Outlook:
+        used = Counter(n for one in extents for n in one.nodes)
+        return seen([
+            member(n, rack=rack, used_bytes=length * used[n], free_bytes=max(0, capacity[n] - length * used[n]))
+            for n, rack in zip(numbers, racks, strict=True)
+        ])  # fmt: skip
+
+    def spread(one: Held) -> int:
+        return len({racks[n - 1] or n for n in one.nodes})
+
+    for _ in range(30):
+        outlook, has_given = outlook_now(), False
+        surplus = surplus_bytes(outlook)
+        for index, one in enumerate(extents):
+            gift = rebalance_step(one, outlook, (), [n for n in one.nodes if surplus.get(n, 0) > 0], chance)
+            if gift is not None:
+                surplus[gift.giver] -= length
+                both = replace(one, nodes=(*one.nodes, gift.copy.to.number))
+                drop, has_given = next_step(both, outlook, (), chance), True
+                assert isinstance(drop, Drop)
+                assert drop.node == gift.giver
+                extents[index] = replace(one, nodes=tuple(n for n in both.nodes if n != drop.node))
+                assert spread(extents[index]) >= spread(one)
+        if not has_given:
+            return
+    pytest.fail("rebalance goes on for ever")
+
+
+def test_a_node_alone_on_its_rack_keeps_what_no_other_rack_may_have_instead() -> None:
+    """A copy on the other rack would not be the one too many: repair would drop another of that rack."""
+    outlook = seen([fill(1, 0.9, rack="a"), fill(2, 0.4, rack="b"), fill(3, 0.4, rack="b")])
+    assert surplus_bytes(outlook).keys() == {1}
+    assert rebalance_step(held(1, 2, target=2), outlook, (), [NodeNumber(1)], random.Random(1)) is None
+    outlook = seen([*(fill(n, 0.4, rack="b") for n in (2, 3)), fill(1, 0.9, rack="a"), fill(4, 0.1, rack="a")])
+    found = rebalance_step(held(1, 2, target=2), outlook, (), [NodeNumber(1)], random.Random(1))
+    assert found is not None
+    assert (found.copy.to.number, found.giver) == (4, 1)

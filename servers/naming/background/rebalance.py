@@ -74,15 +74,13 @@ class Rebalance:
             )  # fmt: skip
             for held in held_of(rows):
                 givers = [number for number in held.nodes if surplus.get(number, 0) > 0]
-                step = rebalance_step(held, outlook, self._repair.damaged, givers, self._service.chance)
-                if step is None or left <= 0:
+                gift = rebalance_step(held, outlook, self._repair.damaged, givers, self._service.chance)
+                if gift is None or left <= 0:
                     continue
-                found.append(step)
+                found.append(gift.copy)
                 left -= held.length
-                for number in givers:
-                    surplus[number] -= held.length
-                    self._given.append((time.monotonic(), number, held.length))
-                    break
+                surplus[gift.giver] -= held.length
+                self._given.append((time.monotonic(), gift.giver, held.length))
             if left <= 0 or not any(size > 0 for size in surplus.values()) or self._cursor == b"0":
                 break
             await asyncio.sleep(0.01)

@@ -1,14 +1,16 @@
 """Which nodes are too full beside the others, and what they give: decided from values alone.
 
 A node gives when it is fuller than the mean by ten points, until it is within five; to nodes
-that are emptier than the mean. Copies come first: what is then one too many, repair drops from
-the fullest.
+that are emptier than the mean. Copies come first, and repair drops what is then one too many. It
+does not drop the only copy on a rack: so only such copies are made for which it takes that of a
+node which is to give. Where racks leave none, a node stays fuller than the others.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from servers.naming.background.repair_plan import (
     Copy,
@@ -18,6 +20,7 @@ from servers.naming.background.repair_plan import (
     choose_away_from,
     fullness,
     good_copies,
+    least_useful,
     next_step,
 )
 from servers.protocol.errors import TooFewNodes
@@ -25,6 +28,13 @@ from servers.protocol.ids import NodeNumber
 
 FULLER_BY = 0.10
 UNTIL_WITHIN = 0.05
+
+
+@dataclass(frozen=True)
+class Gift:
+    copy: Copy
+    giver: NodeNumber
+    """Whose copy is not needed any more then."""
 
 
 def mean_fullness(outlook: Outlook) -> float:
@@ -48,18 +58,20 @@ def surplus_bytes(outlook: Outlook) -> dict[NodeNumber, int]:
 
 def rebalance_step(
     held: Held, outlook: Outlook, damaged: Collection[Replica], surplus: Collection[NodeNumber], chance: random.Random
-) -> Copy | None:
-    """A copy on an emptier node, for an extent that lies on a node of `surplus` and of which nothing is wrong."""
+) -> Gift | None:
+    """For an extent of which nothing is wrong: a copy on an emptier node that lets one of `surplus` drop its own."""
     good = good_copies(held, outlook, damaged)
-    if len(good) != held.target or next_step(held, outlook, damaged, chance) is not None:
+    if len(good) != held.target or not any(n in surplus for n in good):
         return None
-    giver = max(good, key=lambda n: fullness(outlook.views[n]))
-    if giver not in surplus:
+    if next_step(held, outlook, damaged, chance) is not None:
         return None
     mean = mean_fullness(outlook)
-    able = [v for v in outlook.takers if v.number not in held.nodes and fullness(v) < mean]
+    emptier = [v for v in outlook.takers if v.number not in held.nodes and fullness(v) < mean]
+    # Who is to give is fuller than all of these, so it makes no difference which node of a rack has the copy.
+    dropped = {v.rack: least_useful([*good, v.number], outlook) for v in {v.rack: v for v in emptier}.values()}
+    able = [v for v in emptier if dropped[v.rack] in surplus]
     try:
-        to = choose_away_from(able, [outlook.views[n] for n in good if n != giver], held.length, chance)
+        to = choose_away_from(able, [outlook.views[n] for n in good if n not in surplus], held.length, chance)
     except TooFewNodes:
         return None
-    return Copy(held, to, tuple(outlook.views[n] for n in good))
+    return Gift(Copy(held, to, tuple(outlook.views[n] for n in good)), dropped[to.rack])

@@ -159,7 +159,9 @@ def _copy(
     refused: Collection[Replica],
 ) -> Copy | None:
     able = [v for v in outlook.takers if (held.extent, v.number) not in refused and v.number not in good]
-    again = [v for v in able if v.number in held.nodes]
+    again = [
+        v for v in able if v.number in held.nodes and v.free_bytes > held.length
+    ]  # It is stored beside the bad one.
     if again:
         to = again[0]
     else:
@@ -193,7 +195,7 @@ def _drop(held: Held, outlook: Outlook, staying: list[NodeNumber]) -> Drop | Non
     if unwanted:
         node = unwanted[0]
     elif len(alive) > held.target:
-        node = _least_useful(alive, outlook)
+        node = least_useful(alive, outlook)
         alive.remove(node)
     else:
         return None
@@ -202,7 +204,7 @@ def _drop(held: Held, outlook: Outlook, staying: list[NodeNumber]) -> Drop | Non
     return Drop(held, node, tuple(outlook.views[n] for n in alive))
 
 
-def _least_useful(numbers: list[NodeNumber], outlook: Outlook) -> NodeNumber:
+def least_useful(numbers: list[NodeNumber], outlook: Outlook) -> NodeNumber:
     """One that shares a rack with another, and of those the one on the fullest node."""
     racks = [outlook.views[n].rack for n in numbers]
 
