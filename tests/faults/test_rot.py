@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections import Counter
@@ -112,18 +111,10 @@ def test_replicas_that_went_away_are_missed(rotting: Cluster, contents: tuple[Mo
 def slow_node(rotting: Cluster) -> Iterator[Node]:
     """Each of its fsyncs takes 0.8 s."""
     node = rotting.nodes[0]
-    plain = node._command
-    node.stop()
-    delay = ["-e", "trace=fsync,fdatasync,syncfs", "-e", "inject=fsync,fdatasync,syncfs:delay_enter=800000"]
-    node._command = ["strace", "-f", "-qq", "-o", "/dev/null", *delay, "--", *plain]
-    node.start()
+    node.restart_with("-e", "trace=fsync,fdatasync,syncfs", "-e", "inject=fsync,fdatasync,syncfs:delay_enter=800000")
     rotting.wait_alive(4)
     yield node
-    for child in Path(f"/proc/{node.pid}/task/{node.pid}/children").read_text().split():
-        os.kill(int(child), signal.SIGTERM)  # strace ends with what it traces.
-    wait_for(lambda: not node.is_running, "the slow node has ended")
-    node._command = plain
-    node.start()
+    node.restart_with()
 
 
 @pytest.mark.fault("S16")

@@ -34,7 +34,16 @@ import httpx
 
 from servers.client.http import no_tls
 from servers.protocol.names import escape
-from tests.support.processes import CHECKOUT, Place, Process, base_environment, free_port, is_healthy, wait_for
+from tests.support.processes import (
+    CHECKOUT,
+    STOP_SECONDS,
+    Place,
+    Process,
+    base_environment,
+    free_port,
+    is_healthy,
+    wait_for,
+)
 from tests.support.redis_ha import RedisGroup
 
 SECRET = "the-secret-of-a-test-cluster"
@@ -74,7 +83,8 @@ class Replica:
 
 
 class Node(Process):
-    """A storage node. `number` is the naming server's name for it."""
+    """A storage node. `number` is the naming server's name for it. Restarted under strace it can be hurt inside any
+    system call."""
 
     number = 0
     data_dir: Path
@@ -86,6 +96,36 @@ class Node(Process):
 
     def extents(self) -> set[str]:
         return {name for _, _, names in os.walk(self.data_dir / "extents") for name in names}
+
+    def restart_with(self, *faults: str) -> None:
+        """Stops it if it runs, and starts it under strace with these arguments; without any, as it is."""
+        if self.is_running:
+            self.stop()
+        plain = self._command[self._command.index("--") + 1 :] if self._is_traced else self._command
+        # Without --seccomp-bpf: strace 6.1 misses injected signals with it.
+        strace = [shutil.which("strace") or "strace", "-f", "-qq", "-o", "/dev/null", *faults, "--"]
+        self._command = [*strace, *plain] if faults else plain
+        self.start()
+
+    @property
+    def _is_traced(self) -> bool:
+        return self._command[0].endswith("strace")
+
+    def _signal_traced(self, number: signal.Signals) -> None:
+        """strace ends with what it traces, which has to be told itself."""
+        if self._is_traced and self.is_running:
+            for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
+                os.kill(int(child), number)
+
+    def stop(self, seconds: float = STOP_SECONDS) -> int:
+        if self._is_traced and self.is_running:
+            self._signal_traced(signal.SIGTERM)
+            wait_for(lambda: not self.is_running, "strace has ended")
+        return super().stop(seconds)
+
+    def kill(self) -> None:
+        self._signal_traced(signal.SIGKILL)
+        super().kill()
 
 
 class Mount:
@@ -176,11 +216,7 @@ class Cluster:
                 naming.start(wait=False)
             for naming in self.namings:
                 naming.wait_ready()
-            for _ in range(self._nodes_at_start):
-                self._new_node().start(wait=False)
-            for node in self.nodes:
-                node.wait_ready()
-            self.wait_alive(len(self.nodes))
+            self.add_nodes(*({} for _ in range(self._nodes_at_start)))
         except AssertionError as error:
             logs = self.log_tails()
             self.close(kill=True)
@@ -305,10 +341,19 @@ class Cluster:
 
     def add_node(self) -> Node:
         """One more storage node, alive."""
-        node = self._new_node()
-        node.start()
-        self.wait_alive(len(self.nodes))
+        (node,) = self.add_nodes({})
         return node
+
+    def add_nodes(self, *settings: Mapping[str, str]) -> list[Node]:
+        """So many more storage nodes, alive, each with these settings of its own; RACK="r1" and so on."""
+        added = [self._new_node() for _ in settings]
+        for node, own in zip(added, settings, strict=True):
+            node.environment.update(own)
+            node.start(wait=False)
+        for node in added:
+            node.wait_ready()
+        self.wait_alive(len(self.nodes))
+        return added
 
     def mount(self, name: str = "mnt", *options: str, through: Sequence[str] = (), **environment: str) -> Mount:
         """A mount below the cluster's directory, working. `options` as `python -m fusefs` takes them; `through` is

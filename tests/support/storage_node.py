@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -30,8 +27,6 @@ def header_of(body: bytes) -> ExtentHeader:
 
 
 class StorageNode(Node):
-    """Under `faults`, arguments of strace, it is run by strace and can be hurt inside any system call."""
-
     def __init__(self, directory: Path, **settings: str) -> None:
         port = free_port()
         self.address = f"127.0.0.1:{port}"
@@ -42,10 +37,8 @@ class StorageNode(Node):
             **base_environment(), "PORT": str(port), "DATA_DIR": str(self.data_dir), "NAMING_URL": "",
             "DCS_SECRET": SECRET, **settings,
         }  # fmt: skip
-        self._plain_command = [sys.executable, "-m", "servers.storage"]
-        super().__init__(
-            "node", self._plain_command, environment, directory / "node.log", lambda: is_healthy(self.address)
-        )
+        command = [sys.executable, "-m", "servers.storage"]
+        super().__init__("node", command, environment, directory / "node.log", lambda: is_healthy(self.address))
         self.http = httpx.Client(
             base_url=f"http://{self.address}",
             headers={"authorization": AUTHORIZATION},
@@ -53,23 +46,6 @@ class StorageNode(Node):
             verify=no_tls(),
             timeout=30,
         )
-
-    def restart_with(self, *faults: str) -> None:
-        """Stops it if it runs, and starts it under strace with these arguments; without any, as it is."""
-        if self.is_running:
-            self.stop()
-        # Without --seccomp-bpf: strace 6.1 misses injected signals with it.
-        strace = [shutil.which("strace") or "strace", "-f", "-qq", "-o", "/dev/null", *faults, "--"]
-        self._command = [*strace, *self._plain_command] if faults else self._plain_command
-        self.start()
-
-    def stop(self, seconds: float = 30) -> int:
-        """As ever; strace ends with what it traces, which has to be told itself."""
-        if self.is_running:
-            for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split():
-                os.kill(int(child), signal.SIGTERM)
-            wait_for(lambda: not self._command[0].endswith("strace") or not self.is_running, "strace has ended")
-        return super().stop(seconds)
 
     def wait_killed(self) -> None:
         wait_for(lambda: not self.is_running, "the injected SIGKILL has struck")
