@@ -92,7 +92,7 @@ def mount_metrics(requests: Requests, s: Mapping[str, int]) -> Iterator[Metric]:
     )  # fmt: skip
     yield counter("dcs_mount_hedged_reads", "Reads for which a second replica was asked.", s["hedged"])
     yield gauge("dcs_mount_nodes_alive", "Storage nodes that live, as this mount knows.", s["alive"])
-    yield gauge("dcs_mount_nodes_avoided", "Storage nodes that failed this mount lately.", s["ejected"])
+    yield gauge("dcs_mount_nodes_avoided", "Storage nodes that failed this mount, or keep it waiting.", s["ejected"])
     yield counter("dcs_mount_metadata_operations", "Operations sent to the naming server.", s["operations"])
     yield counter("dcs_mount_metadata_batches", "Requests that they travelled in.", s["batches"])
     yield counter("dcs_mount_metadata_retries", "Operations sent again.", s["retries"])

@@ -100,6 +100,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             if settings.metrics_port:
                 nursery.start_soon(_tell_metrics, settings, requests, filesystem)
             nursery.start_soon(session.keep)
+            nursery.start_soon(extents.listen)
             nursery.start_soon(_raise_read_ahead, settings.mountpoint)
             nursery.start_soon(filesystem.files.keep_registered)
             nursery.start_soon(filesystem.files.keep_trimmed)

@@ -20,6 +20,7 @@ import trio
 from fusefs.chunks.fetching import Fetching, ReportDamage
 from fusefs.chunks.limits import PAUSE_SECONDS_FIRST, PAUSE_SECONDS_MAX, Limits
 from fusefs.chunks.replicas import Replicas
+from fusefs.chunks.silent_nodes import SilentNodes
 from fusefs.chunks.storing import Storing
 from servers.client.storage import StorageClient
 from servers.protocol.checksum import BlockSums, Buffer
@@ -64,6 +65,7 @@ class ExtentClient:
         self._report_damage = report_damage
         self._limits = limits or Limits()
         self._chance = chance or random.Random()
+        self._silent_nodes = SilentNodes(storage, replicas, self._limits)
         self._unreached_at: dict[ExtentId, float] = {}
         """When a fetch of the extent last ended at its deadline."""
         self._stored = self._stored_bytes = self._stored_short = self._store_failures = 0
@@ -127,8 +129,8 @@ class ExtentClient:
         if trio.current_time() - self._unreached_at.get(extent, -math.inf) < ASKED_AGAIN_SECONDS:
             seconds = min(seconds, ASKED_AGAIN_SECONDS)
         fetching = Fetching(
-            self._storage, self._replicas, self._limits, self._report_damage, extent, nodes, first, length, end - first,
-            trio.current_time() + seconds,
+            self._storage, self._replicas, self._limits, self._report_damage, self._silent_nodes.note,
+            extent, nodes, first, length, end - first, trio.current_time() + seconds,
         )  # fmt: skip
         try:
             view = await fetching.run()
@@ -187,6 +189,10 @@ class ExtentClient:
             if self._replicas.is_trusted(number, now):  # Others had no time to show that they are well.
                 self._replicas.failed(number, now)
         return confirmed
+
+    async def listen(self) -> None:
+        """Asks the nodes that kept a reader waiting, until they answer. Runs until cancelled."""
+        await self._silent_nodes.run()
 
     def statistics(self) -> dict[str, int]:
         return {

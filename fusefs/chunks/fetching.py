@@ -2,7 +2,8 @@
 
 Used by the extent client. The best replica is asked first, the next when it fails or stays
 silent for a moment; the first good answer wins. A replica that is damaged or missing is
-reported and not asked again; nodes that do not answer are, until the deadline.
+reported and not asked again; nodes that do not answer are, until the deadline. One that kept
+this read waiting is told of, so that it keeps no other.
 
 One task runs a `Fetching`, its children the requests.
 """
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 ReportDamage = Callable[[ExtentId, NodeNumber, str], None]
 """Takes note that a node's replica is damaged or missing; must not wait."""
 
+NoteSilence = Callable[[ExtentId, NodeNumber, int], None]
+"""Takes note that a node kept back what was asked for from this offset on; must not wait."""
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class Fetching:
@@ -37,6 +41,7 @@ class Fetching:
     replicas: Replicas
     limits: Limits
     report_damage: ReportDamage
+    note_silence: NoteSilence
     extent: ExtentId
     nodes: Sequence[NodeNumber]
     start: int
@@ -90,20 +95,30 @@ class Fetching:
             if len(view) < self.least:
                 raise ExtentDamaged(f"{extent_text(self.extent)} on {node.address} ends at {self.start + len(view)}")
         except (ExtentDamaged, ExtentMissing) as error:
+            self.replicas.heard(node.number)
             self._note_damage(node, error)
         except DcsError as error:
             self._failed[node.number] = error
             self.replicas.failed(node.number, trio.current_time())
-        except trio.Cancelled:  # Another one was faster.
+            self._listened(node, began)
+        except trio.Cancelled:
             self.replicas.measured(node.number, trio.current_time() - began, trio.current_time())
+            if self._found is not None:  # Another one was faster.
+                self._listened(node, began)
             raise
         else:
             if self._found is None:
                 self._found = view
             self.replicas.answered(node.number)
+            self.replicas.heard(node.number)
             self.replicas.measured(node.number, trio.current_time() - began, trio.current_time())
         self._under_way -= 1
         self._news.set()
+
+    def _listened(self, node: NodeView, since: float) -> None:
+        """In vain; whether too long for the node to be well is what `note_silence` finds out."""
+        if trio.current_time() - since >= self.limits.hedge_seconds:
+            self.note_silence(self.extent, node.number, self.start)
 
     def _note_damage(self, node: NodeView, error: DcsError) -> None:
         logger.warning("replica of %s on node %s is of no use: %s", extent_text(self.extent), node.number, error)

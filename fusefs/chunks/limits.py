@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fusefs.chunks.replicas import EJECTED_AGAIN_SECONDS, EJECTED_SECONDS
+
 PAUSE_SECONDS_FIRST = 0.1
 PAUSE_SECONDS_MAX = 1.0
 """Between two rounds over the nodes; each pause is twice the one before."""
@@ -19,6 +21,8 @@ class Limits:
     """A node that is asked for bytes answers within this."""
     hedge_seconds: float = 0.5
     """After this the next replica is asked as well."""
+    unheard_seconds: tuple[float, ...] = (EJECTED_SECONDS, EJECTED_AGAIN_SECONDS)
+    """Between two questions to a node that kept a reader waiting; the last one is kept to."""
     straggler_seconds: float = 2.0
     """A node that needs so much longer than the first one hangs, as far as a store is concerned."""
     trial_seconds: float = 0.5

@@ -1,16 +1,19 @@
 """What the mount knows of the storage nodes, and which it would rather ask.
 
 Fed from two sides: the naming server's table, through `update`, and the mount's own
-experience, through `answered`, `failed` and `full`. Used by the extent client. Decides from
+experience, through `answered`, `failed`, `full` and `silent`. Used by the extent client. Decides from
 values and the time it is given; asks nobody and never waits.
 
     trusted ──failed──▶ ejected for 10 s ──fails again──▶ ejected for 60 s
        ▲                       │                                │
        └─answered, new address─┴────────────────────────────────┘
 
+    heard ──kept a reader waiting──▶ silent, read last ──gave bytes, new address──▶ heard
+
 A node that is not trusted is the last resort, never nothing: the mount may be wrong. One that only this
 mount does not trust is tried now and then where a copy would be left out without it, and at once where a store
-would fail without it: when all have failed together, it was hardly they.
+would fail without it: when all have failed together, it was hardly they. A silent one is not forgiven by time,
+nor for what it takes from writers: silent_nodes.py asks it, so that no reader has to find out.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class _Experience:
     tried_at: float = -math.inf
     latency_seconds: float = 0.0
     measured_at: float = 0.0
+    silent: bool = False
 
     def latency(self, now: float) -> float:
         age: float = 0.5 ** ((now - self.measured_at) / LATENCY_HALF_LIFE_SECONDS)
@@ -93,6 +97,17 @@ class Replicas:
         own.latency_seconds = seconds if not own.measured_at else before + LATENCY_WEIGHT * (seconds - before)
         own.measured_at = now
 
+    def silent(self, number: NodeNumber) -> None:
+        """The node kept a reader waiting for longer than another one would have: it is read last until it is heard."""
+        self._of(number).silent = True
+
+    def heard(self, number: NodeNumber) -> None:
+        """The node gave somebody who reads an answer in time."""
+        self._of(number).silent = False
+
+    def is_silent(self, number: NodeNumber) -> bool:
+        return number in self._nodes and self._of(number).silent
+
     def failed(self, number: NodeNumber, now: float) -> None:
         """The node did not answer or could not help. What fails together counts as one failure."""
         own = self._of(number)
@@ -106,7 +121,8 @@ class Replicas:
         self._of(number).full_until = now + FULL_SECONDS
 
     def order_for_reading(self, numbers: Sequence[NodeNumber], now: float) -> list[NodeView]:
-        """Those of the nodes whose address is known, best first: trusted ones by latency, then the others."""
+        """Those of the nodes whose address is known, best first: trusted ones by latency, then the others,
+        and the silent last: they cost time."""
         known = [node for number in numbers if (node := self._nodes.get(number)) is not None]
         known.sort(key=lambda node: self._reading_rank(node, now))
         return known
@@ -137,7 +153,7 @@ class Replicas:
         return {
             "nodes": len(self._nodes),
             "alive": sum(node.state == "alive" for node in self._nodes.values()),
-            "ejected": sum(now < own.ejected_until for own in self._experience.values()),
+            "ejected": sum(now < own.ejected_until or own.silent for own in self._experience.values()),
         }
 
     def _of(self, number: NodeNumber) -> _Experience:
@@ -157,6 +173,6 @@ class Replicas:
     def _has_room(self, node: NodeView, length: int, now: float) -> bool:
         return node.free_bytes > length and now >= self._of(node.number).full_until
 
-    def _reading_rank(self, node: NodeView, now: float) -> tuple[bool, bool, bool, float]:
+    def _reading_rank(self, node: NodeView, now: float) -> tuple[bool, bool, bool, bool, float]:
         own = self._of(node.number)
-        return node.state == "dead", now < own.ejected_until, node.state == "suspect", own.latency(now)
+        return node.state == "dead", own.silent, now < own.ejected_until, node.state == "suspect", own.latency(now)

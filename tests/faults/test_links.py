@@ -30,6 +30,8 @@ STALL_SECONDS_MAX = 5.0
 """One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
 LOST_SECONDS = 5.0
 """How long answers are lost."""
+UNHEARD_SECONDS = 100
+"""Longer than a mount remembers that a node was slow."""
 FILE_MIB = 96
 
 
@@ -129,6 +131,31 @@ def test_a_node_that_only_this_mount_cannot_reach_goes_unnoticed(
     assert max(writing, reading) < STALL_SECONDS_MAX
     assert any(row["number"] == node.number and row["state"] == "alive" for row in nodes_of(wired))
     (near.path / name).unlink()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.fault("N5")
+def test_a_node_that_is_alive_and_gives_a_mount_nothing_keeps_one_read_waiting(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    """In minutes, not again whenever the memory of it has faded."""
+    place, names = far.path / "unheard", [f"{number}" for number in range(400)]
+    (near.path / "unheard").mkdir()
+    for name in names:
+        (near.path / "unheard" / name).write_bytes(os.urandom(2000))
+    far.remount()
+    node, took = wired.nodes[0], []
+    with wire.lose_answers(node.address) as rules:
+        for name in names:
+            began = time.monotonic()
+            assert len((place / name).read_bytes()) == 2000
+            took.append(time.monotonic() - began)
+            time.sleep(UNHEARD_SECONDS / len(names))
+    assert rules.packets > 0
+    assert any(row["number"] == node.number and row["state"] == "alive" for row in nodes_of(wired))
+    note_stall(max(took))
+    assert sum(seconds > 0.4 for seconds in took) <= 1, [f"{seconds:.2f}" for seconds in took if seconds > 0.1]
 
 
 @pytest.mark.fault("N2")

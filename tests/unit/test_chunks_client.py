@@ -18,6 +18,7 @@ from servers.protocol.ids import InodeNumber, NodeNumber, extent_text
 from servers.protocol.limits import BLOCK_BYTES, MIB
 from servers.protocol.storage_api import EXTENT_HEADER, unpack_extent_header
 from tests.support.extent_user import ExtentUser
+from tests.support.scripted_server import Peer
 from tests.support.tiny_node import TinyNode
 
 pytestmark = pytest.mark.anyio
@@ -45,10 +46,10 @@ class Cluster(ExtentUser):
 
 
 @contextlib.asynccontextmanager
-async def cluster_of(count: int, **limits: float) -> AsyncIterator[Cluster]:
+async def cluster_of(count: int, **limits: float | tuple[float, ...]) -> AsyncIterator[Cluster]:
     with contextlib.ExitStack() as stack:
         nodes = [stack.enter_context(TinyNode(n + 1)) for n in range(count)]
-        cluster = Cluster(nodes, Limits(**limits))  # type: ignore[arg-type]  # Numbers, some of them counts.
+        cluster = Cluster(nodes, Limits(**limits))  # type: ignore[arg-type]  # Mostly numbers.
         try:
             yield cluster
         finally:
@@ -334,6 +335,64 @@ async def test_a_hedged_read_takes_the_first_answer_and_cancels_the_other() -> N
         assert await cluster.fetch(stored) == b"x" * 1000
         assert 0.6 <= trio.current_time() - began < 0.88, "the one asked first answers first"
         assert cluster.client.statistics()["hedged"] == 1
+
+
+@contextlib.asynccontextmanager
+async def listening(cluster: Cluster) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cluster.client.listen)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def until_heard(cluster: Cluster, number: int) -> None:
+    with trio.fail_after(10):
+        while cluster.replicas.is_silent(NodeNumber(number)):
+            await trio.sleep(0.01)
+
+
+async def test_no_read_waits_for_a_hung_node_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However soon the memory of its slowness fades; it is asked in the background, and read again when it answers."""
+    monkeypatch.setattr("fusefs.chunks.replicas.LATENCY_HALF_LIFE_SECONDS", 0.01)
+    async with cluster_of(2, hedge_seconds=0.4, unheard_seconds=(0.2, 0.3)) as cluster, listening(cluster):
+        extents = [await cluster.store(bytes([n]) * 1000, replicas=2) for n in range(40)]
+        hung = cluster.nodes[0]
+        cluster.set("hangs", hung.number)
+        waits = 0
+        for stored in extents:
+            began = trio.current_time()
+            assert len(await cluster.fetch(stored)) == 1000
+            waits += trio.current_time() - began > 0.35
+            await trio.sleep(0.06)  # Time for the memory to fade.
+        assert waits == 1
+        asked = sum(request.method == "GET" for request in hung.requests)
+        assert 3 < asked < 20, "now and then"
+        cluster.set("up", hung.number)
+        await until_heard(cluster, hung.number)
+        hung.requests.clear()
+        for stored in extents:
+            assert len(await cluster.fetch(stored)) == 1000
+        assert hung.requests, "it is read again"
+
+
+async def test_a_node_that_is_slow_with_much_is_not_silent() -> None:
+    """It loses against another one, and answers at once when it is asked for little."""
+    async with cluster_of(2, hedge_seconds=0.3) as cluster, listening(cluster):
+        stored = await cluster.store(bytes(4 * BLOCK_BYTES), replicas=2)
+        slow = cluster.nodes[0]
+        send_part = slow._answer_part
+
+        def send_much_slowly(peer: Peer, name: str, wanted: str) -> None:
+            if not wanted.endswith(f"-{BLOCK_BYTES - 1}"):
+                slow._let_go.wait(2)
+            send_part(peer, name, wanted)
+
+        slow._answer_part = send_much_slowly  # type: ignore[method-assign]
+        cluster.replicas.measured(NodeNumber(2), 0.1, trio.current_time())
+        assert len(await cluster.fetch(stored)) == 4 * BLOCK_BYTES
+        assert cluster.client.statistics()["hedged"] == 1
+        assert cluster.replicas.is_silent(slow.number)
+        await until_heard(cluster, slow.number)
 
 
 async def test_all_nodes_away_is_an_error_at_the_deadline() -> None:

@@ -54,6 +54,28 @@ def test_a_slow_node_gets_another_chance_when_its_measurement_is_old(replicas: R
     assert order(replicas, 199)[0] == 1
 
 
+def test_a_silent_node_is_read_last_until_it_is_heard(replicas: Replicas) -> None:
+    """However long ago that was, and whatever it takes from writers; that a node refuses costs less time."""
+    replicas.silent(ONE)
+    replicas.failed(TWO, now=100)
+    replicas.answered(ONE)
+    assert order(replicas, 101) == [3, 2, 1]
+    assert order(replicas, 10_000)[-1] == 1
+    assert able(replicas, 101) == [1, 3], "it may well be written to"
+    assert replicas.statistics(101)["ejected"] == 2
+    replicas.heard(ONE)
+    assert order(replicas, 101) == [1, 3, 2]
+
+
+def test_silent_nodes_are_read_all_the_same_and_a_new_address_is_another_chance(replicas: Replicas) -> None:
+    for number in NUMBERS:
+        replicas.silent(number)
+    replicas.measured(ONE, 0.3, now=100)
+    assert order(replicas, 100) == [2, 3, 1]
+    replicas.update([node(1, address="elsewhere:1"), node(2)])
+    assert [replicas.is_silent(number) for number in NUMBERS] == [False, True, False]
+
+
 def test_only_known_nodes_are_asked(replicas: Replicas) -> None:
     assert [view.number for view in replicas.order_for_reading([NodeNumber(9), TWO], 0)] == [2]
 
