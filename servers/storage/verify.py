@@ -1,7 +1,7 @@
 """Reads a whole replica from the disk itself and compares it with its sums.
 
 Around the page cache, so that what is verified is the medium and not memory, and readers keep
-their pages; where the file system cannot, through the cache, which is then let go of. Blocks.
+their pages; where the file system cannot, through the cache, which is let go of before and after. Blocks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def verify_file(path: str | os.PathLike[str], extent: ExtentId) -> Verified:
     """All of it was read and is right. Raises ExtentMissing, ExtentDamaged (from the OSError where the disk refused),
     and OSError where the file cannot be opened."""
     try:
-        file = _open(path)
+        file, is_around_cache = _open(path)
     except FileNotFoundError:
         raise ExtentMissing(f"{extent_text(extent)} is not here") from None
     try:
@@ -44,7 +44,8 @@ def verify_file(path: str | os.PathLike[str], extent: ExtentId) -> Verified:
         if footer.extent != extent:
             raise ExtentDamaged(f"the file holds {extent_text(footer.extent)}")
         _verify_data(file, footer)
-        os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        if not is_around_cache:
+            _drop_cached(file)
     except OSError as error:
         raise ExtentDamaged(f"{error.strerror} while reading") from error
     return Verified(footer, size)
@@ -60,13 +61,20 @@ def _verify_data(file: OpenFile, footer: Footer) -> None:
             raise ExtentDamaged(f"block {number * PIECE_BYTES // BLOCK_BYTES + block} has a wrong CRC32C")
 
 
-def _open(path: str | os.PathLike[str]) -> OpenFile:
+def _open(path: str | os.PathLike[str]) -> tuple[OpenFile, bool]:
+    """The file, and whether what is read of it comes around the page cache."""
     try:
-        return OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
+        return OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)), True
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-    return OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    file = OpenFile(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    _drop_cached(file)
+    return file, False
+
+
+def _drop_cached(file: OpenFile) -> None:
+    os.posix_fadvise(file.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _tail(file: OpenFile, size: int) -> bytes:

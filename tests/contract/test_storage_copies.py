@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from servers.protocol.limits import BLOCK_BYTES, KIB, MIB
 from servers.storage.extent_file import parse_footer
 from servers.storage.replicate import Pace
+from tests.support.journaled_disk import JournaledDisk
 from tests.support.storage_node import StorageNode, header_of
 
 
@@ -102,6 +106,31 @@ def test_a_damaged_replica_is_replaced_where_it_is_and_a_good_one_kept(nodes: li
     assert order(two, ("e-1", 1, [one.address]), ("e-2", 1, [one.address]))["failed"] == {}
     assert two.get("e-1").content == body
     assert two.statistics()["puts"] == puts + 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.fault("S10")
+def test_what_rots_below_memory_is_no_good_copy(nodes: list[StorageNode], tmp_path: Path) -> None:
+    """It is read from the disk itself wherever a copy has to be vouched for: before others are dropped, by fsck, by
+    explain, when it is stored again or copied here."""
+    with JournaledDisk(tmp_path / "data", 64 * MIB) as disk, ExitStack() as stack:
+        node = StorageNode(tmp_path, RESERVE_BYTES="0")
+        stack.callback(node.close)
+        node.start()
+        bodies = {f"a-{n}": random.Random(n).randbytes(size) for n, size in enumerate((4096, 5000, 70_000, MIB), 1)}
+        for extent, body in bodies.items():
+            assert node.put(extent, body, sync=True) == nodes[0].put(extent, body) == 201
+            assert node.get(extent).content == body
+            disk.rot(body)
+            assert node.get(extent).content == body, "it is in memory still"
+        question = {"extents": ["a-1"], "data": True}
+        assert node.http.post("/v1/extents/check", json=question).json()["extents"] == {"a-1": -1}
+        assert node.http.get("/v1/extents/a-2/description").json()["verified"] is False
+        assert node.put("a-3", bodies["a-3"], sync=True) == 201, "not 200: it was not there"
+        assert order(node, ("a-4", MIB, [nodes[0].address]))["stored"] == ["a-4"]
+        assert node.statistics()["set_aside"] == 4
+        question["extents"] = ["a-3", "a-4"]
+        assert node.http.post("/v1/extents/check", json=question).json()["extents"] == {"a-3": 70_000, "a-4": MIB}
 
 
 def test_an_order_for_another_node_is_not_obeyed(nodes: list[StorageNode]) -> None:

@@ -5,6 +5,7 @@
         disk.lose_power()        # what was not synced is gone, and nothing can be written any more
         (end whoever uses it)
         disk.come_back()         # as after a reboot: the journal is played back
+    disk.rot(content)        # a bit of what lies on it is another; who has it in memory does not notice
 
 The file system is shut down as xfstests do it (FS_IOC_SHUTDOWN without a flush of the journal). Needs root.
 """
@@ -12,6 +13,7 @@ The file system is shut down as xfstests do it (FS_IOC_SHUTDOWN without a flush 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import struct
 import subprocess
@@ -25,6 +27,7 @@ FS_IOC_SHUTDOWN = 0x8004587D
 """_IOR('X', 125, __u32), the same for ext4, xfs and f2fs."""
 NO_LOG_FLUSH = 2
 COMMAND_SECONDS = 60.0
+BLOCK_BYTES = 4096
 
 
 class JournaledDisk:
@@ -63,6 +66,15 @@ class JournaledDisk:
             # shut down; mounted before that is over, the disk would be the same one again, and not have come back.
             wait_for(lambda: not self._devices(), f"nobody has {self._image} any more", COMMAND_SECONDS)
         self._run("mount", "-o", "loop", self._image, self.path)
+
+    def rot(self, content: bytes) -> None:
+        """`content` is what one synced file begins with, a block or more."""
+        with self._image.open("r+b") as image, mmap.mmap(image.fileno(), 0) as blocks:
+            at = blocks.find(content[:BLOCK_BYTES])
+            assert at >= 0, "it is on the disk"
+            assert blocks.find(content[:BLOCK_BYTES], at + 1) < 0, "and there only"
+            blocks[at] ^= 1
+            blocks.flush()
 
     def _devices(self) -> bytes:
         """The loop devices that show the image."""
