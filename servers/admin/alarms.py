@@ -41,6 +41,14 @@ def disk_states(disks: Sequence[Row]) -> str:
     return ", ".join([str(len(disks)), *(f"{count} {state}" for state, count in sorted(bad.items()))])
 
 
+def scrubbed(disks: Sequence[Row], now_s: float) -> str:
+    """How long ago the oldest last complete scrub of these disks was: `3 h`, `12 days, LATE`."""
+    if not disks:
+        return "-"
+    oldest = duration(max(now_s - disk["scrubbed_s"] for disk in disks))
+    return f"{oldest}, LATE" if any(disk["scrub_late"] for disk in disks) else oldest
+
+
 def duration(seconds: float) -> str:
     """With one unit, as people say it: 90 s, 12 min, 30 h, 9 days."""
     for unit, size, upto in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 48 * 3600)):

@@ -82,6 +82,8 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(DcsError)
     async def refuse(request: Request, error: DcsError) -> Response:
+        if isinstance(error, TooFewNodes):
+            service.count_error("too_few_nodes")
         return _refusal(_status_of(error), str(error))
 
     @app.exception_handler(HTTPException)

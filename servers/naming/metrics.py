@@ -25,6 +25,7 @@ async def naming_metrics(service: Service) -> list[Metric]:
     calls = service.store.statistics()
     families += [
         counters("dcs_naming_operations", "Calls of functions in Redis, by verb.", "verb", service.store.calls_by_verb),
+        counters("dcs_naming_errors", "What kept this server from its work, by kind.", "kind", service.errors()),
         counter("dcs_naming_redis_retries", "Calls sent again because the connection broke.", calls["retries"]),
         gauge("dcs_naming_redis_calls_under_way", "Calls that wait for Redis.", calls["under_way"]),
         gauge(

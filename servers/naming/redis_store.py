@@ -79,6 +79,12 @@ class Isolated(TryAgain):
     """The primary of Redis may have been replaced, and we with it."""
 
 
+FAULT_KINDS: tuple[tuple[type[DcsError], str], ...] = (
+    (VolumeLost, "volume_lost"), (UnsafeRedis, "redis_unsafe"), (Isolated, "redis_isolated"), (TryAgain, "redis_away"),
+)  # fmt: skip
+"""What the reasons for which the volume cannot be worked with are counted as, the more special first."""
+
+
 class RedisStore:
     """The volume's functions. `run` keeps the connection; start it in a task.
 
@@ -109,6 +115,9 @@ class RedisStore:
         self._calls = 0
         self.calls_by_verb: Counter[str] = Counter()
         self._retries = 0
+        self.errors = Counter[str](dict.fromkeys(("overload", "redis_error", "redis_full", "redis_timeout"), 0))
+        """By kind: of calls, and each beginning of a time when the volume could not be worked with."""
+        self.errors.update(dict.fromkeys((kind for _, kind in FAULT_KINDS), 0))
         self.fault: DcsError | None = None
         """Why the volume cannot be worked with now; None when it can."""
 
@@ -149,6 +158,7 @@ class RedisStore:
 
         The deadline is the naming server's, or what the caller gives if that is sooner."""
         if self._under_way >= CALLS_MAX:
+            self.errors["overload"] += 1
             raise TryAgain("too many calls to Redis at once")
         seconds = self.deadline_seconds if seconds is None else min(seconds, self.deadline_seconds)
         self._under_way += 1
@@ -167,6 +177,7 @@ class RedisStore:
                     except RedisError as error:
                         await self._after_error(error)
         except TimeoutError:
+            self.errors["redis_timeout"] += 1
             why = f" ({self.fault})" if self.fault is not None else ""
             raise Unavailable(f"Redis did not answer within {seconds:g} s{why}") from self.fault
         finally:
@@ -195,10 +206,12 @@ class RedisStore:
         """Returns when the call should be sent again."""
         words = str(error)
         if words.startswith("OOM"):
+            self.errors["redis_full"] += 1
             raise Refused(ENOSPC, "Redis is full")
         if "Function not found" in words or words.startswith(MOVED_ERRORS):
             self._abort()  # Redis was restored, functions flushed, or another is the primary now.
         elif not words.startswith(PASSING_ERRORS):
+            self.errors["redis_error"] += 1
             raise error
         await asyncio.sleep(RECONNECT_SECONDS)
 
@@ -286,6 +299,7 @@ class RedisStore:
             if before is not None:
                 log.info("redis is back")
         elif type(fault) is not type(before):
+            self.errors[next(kind for class_, kind in FAULT_KINDS if isinstance(fault, class_))] += 1
             log.log(logging.WARNING if isinstance(fault, TryAgain) else logging.ERROR, "%s", fault)
 
     async def _watch(self, connection: Connection) -> None:

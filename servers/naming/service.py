@@ -12,6 +12,7 @@ import logging
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,10 @@ class Service:
         self.deletions = Deletions(self.store, self.storage, secret)
         self.chance = random.Random()
         self.requests = Requests()
+        self.started_at = time.monotonic()
         self.jobs = Requests()
         """The runs of background jobs."""
+        self._errors = Counter[str](dict.fromkeys(("foreign_node", "too_few_nodes"), 0))
         self.unstored_since: float | None = None
         """For how long Redis alone has had some change, on the monotonic clock, as far as the leader knows."""
         self.patience = Patience(
@@ -58,6 +61,13 @@ class Service:
         self._extents = 0
         self._opening = asyncio.Lock()
         self._changes = asyncio.Semaphore(CHANGES_AT_ONCE_MAX)
+
+    def errors(self) -> dict[str, int]:
+        """By kind, since the start: those of Redis, and what was refused for want of nodes or because of them."""
+        return {**self.store.errors, **self._errors}
+
+    def count_error(self, kind: str) -> None:
+        self._errors[kind] += 1
 
     async def nodes(self) -> list[NodeView]:
         return [member.view for member in await self.members()]

@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.cluster import SECRET, Cluster, Mount
+from tests.support.ops import Ops
 from tests.support.processes import CHECKOUT, free_port, wait_for
 
 DOCUMENTED = (CHECKOUT / "deploy/metrics.md").read_text("utf-8")
@@ -122,6 +123,30 @@ def test_every_metric_is_documented(cluster: Cluster, mount: Mount, mount_port: 
     for family in text_string_to_metric_families(scrape(addresses(cluster, mount_port)[who]).text):
         name = family.name + ("_total" if family.type == "counter" else "")
         assert name in known, f"{name} is not in {Path('deploy/metrics.md')}"
+
+
+def test_the_naming_server_counts_what_keeps_it_from_its_work(cluster: Cluster, mount: Mount) -> None:
+    """By kind, each there from the start: a call that Redis does not answer in time, another volume's node."""
+    before = scrape(cluster.address)
+    documented = re.search(r"`dcs_naming_errors_total` \| `kind`: ([a-z_, ]+) \|", DOCUMENTED)
+    assert documented
+    with Ops(cluster.naming_url, SECRET) as ops:
+        cluster.redis.pause()
+        try:
+            assert ops.batch([ops.read("statfs")], deadline_ms=300) == [None]
+        finally:
+            cluster.redis.resume()
+    foreign = {**cluster.rest("GET", "/v1/nodes").json()["nodes"][0], "volume": "f" * 32}
+    assert cluster.rest("POST", "/register_storage", foreign).status_code == 409
+    after = scrape(cluster.address)
+    met = {
+        kind: after("dcs_naming_errors_total", kind=kind) - before("dcs_naming_errors_total", kind=kind)
+        for kind in documented[1].split(", ")
+    }
+    assert {kind: count for kind, count in met.items() if count} == {"redis_timeout": 1, "foreign_node": 1}
+    told = {kind: count for kind, count in cluster.dcs_json("status")["errors"].items() if count}
+    assert told.items() >= {"redis_timeout": 1, "foreign_node": 1}.items()
+    assert b"1 foreign_node, 1 redis_timeout" in cluster.dcs("status").stdout
 
 
 def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age
+from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age, scrubbed
 
 NOW = 1_000_000.0
 GOOD = {"path": "/d1", "state": "good", "errors": 0, "set_aside": 0, "scrubbed_s": NOW - 7200, "scrub_late": False}
@@ -30,6 +30,12 @@ def test_each_trouble_has_its_line() -> None:
         "/d1 of node 4 gave 1 errors",
         "node 4 may have lost replicas and is being asked",
     ]
+
+
+def test_the_oldest_scrub_of_a_node_is_told() -> None:
+    assert scrubbed([], NOW) == "-"
+    assert scrubbed([GOOD, {**GOOD, "scrubbed_s": NOW - 60}], NOW) == "2 h"
+    assert scrubbed([{**GOOD, "scrubbed_s": NOW - 12 * 86400, "scrub_late": True}], NOW) == "12 days, LATE"
 
 
 def test_durations_have_one_unit() -> None:

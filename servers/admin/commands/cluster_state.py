@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age
+from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age, scrubbed
 from servers.admin.commands.options import Json, Name, Watch, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.errors import one_line
 from servers.admin.explain import explain as explain_file
+from servers.admin.figures import errors_in_words, requests_in_words
 from servers.admin.fsck import Finding, Findings
 from servers.admin.fsck import fsck as check_volume
 from servers.admin.output import human_bytes, print_facts, print_json, print_table
@@ -74,7 +75,10 @@ def _facts(s: dict[str, Any]) -> Iterator[tuple[str, object]]:
     for trouble in disk_troubles(s["nodes"]):
         yield "disk", trouble
     yield "deleted but open", s["orphans"]
-    yield "sessions", s["sessions"]
+    yield "sessions", f"{s['sessions']} mounts and commands"
+    up = f"since the naming server started {duration(s['up_seconds'])} ago"
+    yield "slowest requests", f"{requests_in_words(s['requests'])}; {up}"
+    yield "errors", f"{errors_in_words(s['errors'])} {up}"
 
 
 def _metadata(s: dict[str, Any]) -> str:
@@ -103,15 +107,18 @@ def nodes(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:
 
 
 def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
-    headings = ("node", "address", "state", "used", "free", "total", "disks", "rack", "uuid")
+    headings = ("node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store",
+                "rack", "uuid")  # fmt: skip
     cells = (
         (
             row["id"], row["address"], _state(row), human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
-            human_bytes(row["total_bytes"]), disk_states(row["disks"]), row["rack"] or "-", row["uuid"],
+            human_bytes(row["total_bytes"]), disk_states(row["disks"]), sum(disk["replicas"] for disk in row["disks"]),
+            sum(disk["errors"] for disk in row["disks"]), scrubbed(row["disks"], time.time()), f"{row['store_ms']} ms",
+            row["rack"] or "-", row["uuid"],
         )
         for row in rows
     )  # fmt: skip
-    print_table(headings, cells, numbers=("node", "used", "free", "total"))
+    print_table(headings, cells, numbers=("node", "used", "free", "total", "replicas", "errors", "scrubbed", "store"))
 
 
 def _state(row: dict[str, Any]) -> str:

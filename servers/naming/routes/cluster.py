@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from servers.protocol.errors import Refused
 from servers.protocol.ids import NodeNumber
 from servers.protocol.naming_api import NODES_PATH
 from servers.protocol.placement import NodeView, cluster_space
+from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +99,16 @@ class RepairState(BaseModel):
     """Counted by the naming server that leads since it started."""
 
 
+class RequestFigures(BaseModel):
+    verb: str
+    count: int
+    failures: int
+    half_ms: int | None
+    """Half of them took so long at most; null: longer than any bound."""
+    most_ms: int | None
+    """99 in 100 did."""
+
+
 class Status(BaseModel):
     nodes: list[Node]
     volume: str
@@ -136,6 +149,12 @@ class Status(BaseModel):
     total_bytes: int
     free_bytes: int
     """Of the cluster, as files can use it: raw bytes divided by the replication factor."""
+    up_seconds: int
+    """Of the naming server that answers this, as are the next two."""
+    requests: list[RequestFigures]
+    """Since then, the slowest first."""
+    errors: dict[str, int]
+    """Since then, by kind: see deploy/metrics.md."""
 
 
 def cluster_routes(service: Service) -> APIRouter:
@@ -155,6 +174,7 @@ def cluster_routes(service: Service) -> APIRouter:
         except Refused as error:
             if error.errno != EXDEV:
                 raise
+            service.count_error("foreign_node")
             mine = f"this is not volume {node.volume}, whose extents the node keeps"
             log.error("storage node %s at %s is refused: %s", node.uuid, node.address, mine)
             raise HTTPException(409, mine) from error
@@ -211,6 +231,8 @@ def cluster_routes(service: Service) -> APIRouter:
             total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             changes=v["seq"], changes_stored=v["stored_seq"], snapshot_age_seconds=v["snapshot_age_s"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
+            up_seconds=int(time.monotonic() - service.started_at), requests=_figures(service.requests),
+            errors=service.errors(),
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "damaged",
                 "deletions_pending", "garbage", "orphans", "trash", "trash_bytes", "purging",
@@ -218,6 +240,21 @@ def cluster_routes(service: Service) -> APIRouter:
         )  # fmt: skip
 
     return routes
+
+
+def _figures(requests: Requests) -> list[RequestFigures]:
+    slowest = sorted(requests.verbs.items(), key=lambda row: (row[1].seconds_of(0.99), row[1].seconds), reverse=True)
+    return [
+        RequestFigures(
+            verb=verb, count=one.count, failures=one.failures, half_ms=_ms(one.seconds_of(0.5)),
+            most_ms=_ms(one.seconds_of(0.99)),
+        )
+        for verb, one in slowest
+    ]  # fmt: skip
+
+
+def _ms(seconds: float) -> int | None:
+    return None if math.isinf(seconds) else round(seconds * 1000)
 
 
 def _survey(held: dict[bytes, Any]) -> dict[str, Any]:  # Any: what msgpack gives.

@@ -95,7 +95,9 @@ class _Batch:
         if not self.answer.is_set:
             if self._again is not None:
                 self._again.cancel()
-            self.answer.set(_reply(self._replies()))
+            replies = self._replies()
+            self._store.errors["redis_timeout"] += replies.count(None)
+            self.answer.set(_reply(replies))
 
 
 async def _ask(store: RedisStore, session: SessionNumber, o: Operation, seconds: float) -> bytes | None:
