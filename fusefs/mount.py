@@ -111,6 +111,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             _wake_from_reading()
             await pyfuse3.main(max_tasks=REQUESTS_AT_ONCE_MAX)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # Python's end gives signals back to the kernel: it would kill us.
             with trio.CancelScope(shield=True):
                 await _finish(filesystem, session, settings)
             nursery.cancel_scope.cancel()
