@@ -102,13 +102,16 @@ class AttributeCache:
 
     def put(self, ino: InodeNumber, blob: bytes, asked_at: float) -> Attributes:
         """The newest attributes: these, or others that came after them."""
-        fresh = unpack_attributes(ino, blob)
-        known = self._inodes.get(ino)
+        return self.newest(unpack_attributes(ino, blob), asked_at)
+
+    def newest(self, fresh: Attributes, asked_at: float) -> Attributes:
+        """As `put`. What came with `fresh` does not belong to newer ones."""
+        known = self._inodes.get(fresh.ino)
         if known is not None and (known.until > asked_at or known.attributes is not None):
-            current = self._unpacked(ino, known)
+            current = self._unpacked(fresh.ino, known)
             if current.age > fresh.age:
                 return current
-        self._inodes[ino] = _Known(fresh, b"", asked_at + self.seconds)
+        self._inodes[fresh.ino] = _Known(fresh, b"", asked_at + self.seconds)
         _bound(self._inodes)
         return fresh
 

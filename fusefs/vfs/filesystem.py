@@ -363,7 +363,7 @@ class Filesystem:
                 raise Refused(ESTALE) from error
             raise
         shown = self._made(parent, name, ino, blob, parent_blob, before, asked_at)
-        return self.files.open(shown.attributes, [], flags), shown
+        return self.files.open(shown.attributes, unpack_attributes(ino, blob).data_version, [], flags), shown
 
     async def open(self, ino: InodeNumber, flags: int, *, privileged: bool) -> Opened:
         """Where that cuts the file, a caller who is not `privileged` ends what set-user-id gave."""
@@ -373,7 +373,8 @@ class Filesystem:
             await self.setattr(ino, size=0, strip=not privileged)
         asked_at = trio.current_time()
         blob, rows = await self._ask("look", ino=ino, chunks=WINDOW_CHUNKS)
-        return self.files.open(self._cache.put(ino, blob, asked_at), rows, flags)
+        found = unpack_attributes(ino, blob)
+        return self.files.open(self._cache.newest(found, asked_at), found.data_version, rows, flags)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         known = self.files.written_directly(handle)

@@ -38,7 +38,7 @@ from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import KIB
-from servers.protocol.naming_api import Attributes
+from servers.protocol.naming_api import Attributes, unpack_attributes
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +219,9 @@ class OpenFiles:
 
     # ── opening
 
-    def open(self, attributes: Attributes, rows: list[Any], flags: int) -> Opened:
-        """`rows` begin its chunk map."""
+    def open(self, attributes: Attributes, version: int, rows: list[Any], flags: int) -> Opened:
+        """`rows` begin its chunk map: of this data version, which the attributes, the newest that are known, may be
+        ahead of by what was committed meanwhile."""
         ino = attributes.ino
         self._session.saw(attributes.ctime_ns)
         inode = self._open.get(ino)
@@ -228,8 +229,10 @@ class OpenFiles:
             inode = self._open[ino] = self._new_inode(attributes)
         inode.learn(attributes)
         inode.handles += 1
-        if attributes.data_version >= inode.map.version:
-            inode.map.begin(attributes.data_version, attributes.size, rows)
+        if version == attributes.data_version >= inode.map.version:
+            inode.map.begin(version, attributes.size, rows)
+        elif attributes.data_version > inode.map.version:
+            inode.map.forget(attributes.data_version, attributes.size)
         keep = self._versions.get(ino) == attributes.data_version
         self._note_version(self._versions, ino, attributes.data_version)
         if self._told.get(ino) != attributes.data_version:
@@ -269,15 +272,18 @@ class OpenFiles:
         chunks = ChunkMap(ino, self._metadata)
 
         def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
-            fresh = self._cache.put(ino, blob, trio.current_time())
-            self._session.saw(fresh.ctime_ns)
-            inode.learn(fresh)
-            inode.written_over = fresh.data_version
-            chunks.committed(before, fresh.data_version, fresh.size, laid)
+            ours = unpack_attributes(ino, blob)
+            newest = self._cache.newest(ours, trio.current_time())
+            self._session.saw(newest.ctime_ns)
+            inode.learn(newest)
+            inode.written_over = ours.data_version
+            chunks.committed(before, ours.data_version, ours.size, laid)
+            if newest.data_version > chunks.version:  # Somebody has changed it after us, and we know that already.
+                chunks.forget(newest.data_version, newest.size)
             for table in (self._versions, self._told):
                 if table.get(ino) == before:
-                    self._note_version(table, ino, fresh.data_version)
-            return fresh
+                    self._note_version(table, ino, ours.data_version)
+            return newest
 
         def moved() -> None:
             self._versions.pop(ino, None)

@@ -17,6 +17,7 @@ from tests.support.processes import wait_for
 LARGE_MIB = int(os.environ.get("DCS_TEST_LARGE_MIB", "512"))
 MEMORY_MIB_MAX = 500
 CHUNK = 8 * MIB
+OPENS = 1000
 
 
 @pytest.mark.timeout(900)
@@ -140,6 +141,35 @@ def test_a_reader_follows_a_writer(place: Path) -> None:
     reader.join(60)
     assert not reader.is_alive()
     assert not problems
+
+
+def test_who_opens_a_file_while_it_grows_reads_a_beginning_of_it(place: Path) -> None:
+    """Whatever is committed while it is opened: never zeros, nor less than was there before."""
+    path, ended = place / "log", threading.Event()
+    path.touch()
+    lines = [b"%08d\n" % number for number in range(20_000)]
+    synced = 0
+
+    def append() -> None:
+        nonlocal synced
+        with opened(path, os.O_WRONLY | os.O_APPEND) as log:
+            for at in range(0, len(lines), 5):
+                os.write(log, b"".join(lines[at : at + 5]))
+                os.fsync(log)
+                synced = (at + 5) * len(lines[0])
+                if ended.is_set():
+                    return
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    try:
+        for _ in range(OPENS):
+            before, content = synced, path.read_bytes()
+            assert len(content) >= before
+            assert content == b"".join(lines)[: len(content)]
+    finally:
+        ended.set()
+        writer.join()
 
 
 @pytest.mark.parametrize("flushed", [True, False], ids=["stored", "not-yet-stored"])
