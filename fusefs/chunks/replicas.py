@@ -73,6 +73,10 @@ class Replicas:
     def node(self, number: NodeNumber) -> NodeView | None:
         return self._nodes.get(number)
 
+    def known(self, numbers: Iterable[NodeNumber]) -> list[NodeView]:
+        """Those of the nodes that are in the table."""
+        return [node for number in numbers if (node := self._nodes.get(number)) is not None]
+
     def nodes(self) -> list[NodeView]:
         return list(self._nodes.values())
 
@@ -123,7 +127,7 @@ class Replicas:
     def order_for_reading(self, numbers: Sequence[NodeNumber], now: float) -> list[NodeView]:
         """Those of the nodes whose address is known, best first: trusted ones by latency, then the others,
         and the silent last: they cost time."""
-        known = [node for number in numbers if (node := self._nodes.get(number)) is not None]
+        known = self.known(numbers)
         known.sort(key=lambda node: self._reading_rank(node, now))
         return known
 

@@ -156,13 +156,16 @@ class Storing:
 
     def _wanted(self, now: float) -> list[NodeView]:
         """The nodes to ask now: for as many copies as nobody is working on."""
-        working = sum(not self._straggles(number, asked_at, now) for number, asked_at in self._asked_at.items())
-        lacking = self.copies - len(self.stored) - working
+        working = [n for n, asked_at in self._asked_at.items() if not self._straggles(n, asked_at, now)]
+        lacking = self.copies - len(self.stored) - len(working)
         if lacking <= 0:
             return []
         able = [n for n in self.replicas.candidates_for_writing(self.length, now) if n.number not in self._tried]
-        chosen = choose_nodes(able, min(lacking, len(able)), self.length, self.chance, local=self.replicas.local)
-        needed = self.enough - len(self.stored) - working - len(chosen)
+        chosen = choose_nodes(
+            able, min(lacking, len(able)), self.length, self.chance,
+            local=self.replicas.local, beside=self.replicas.known((*self.stored, *working)),
+        )  # fmt: skip
+        needed = self.enough - len(self.stored) - len(working) - len(chosen)
         if len(chosen) < lacking:
             trials = self.replicas.take_trials(
                 lacking - len(chosen), self.length, now, without=self._tried, in_need=needed > 0

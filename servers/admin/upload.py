@@ -253,7 +253,8 @@ class _Upload:
             able = [node for node in self._nodes.alive() if node.number not in tried and node.free_bytes > len(piece)]
             if not able:
                 return
-            chosen = choose_nodes(able, min(lacking, len(able)), len(piece), self._chance)
+            beside = self._nodes.by_promise(tuple(stored), 0)
+            chosen = choose_nodes(able, min(lacking, len(able)), len(piece), self._chance, beside=beside)
             tried.update(node.number for node in chosen)
             errors = await asyncio.gather(*(self._put(node, extent, piece, header) for node in chosen))
             for node, error in zip(chosen, errors, strict=True):

@@ -58,11 +58,13 @@ def choose_nodes(
     *,
     avoid: Collection[NodeNumber] = (),
     local: NodeNumber | None = None,
+    beside: Iterable[NodeView] = (),
 ) -> list[NodeView]:
     """`count` distinct live nodes with room for `length` bytes, the first to be written first.
 
     Chosen with a probability that grows with free space and is less for slow nodes, on distinct racks
-    while racks last; a live node on the client's own machine comes first. Raises TooFewNodes.
+    while racks last, also from those of the nodes that have it already, `beside`; a live node on the client's
+    own machine comes first, unless it shares a rack with one of those. Raises TooFewNodes.
     """
     able = [n for n in nodes if n.takes_copies and n.number not in avoid]
     free = {n.number: n for n in able if n.free_bytes > length}
@@ -71,10 +73,11 @@ def choose_nodes(
         raise TooFewNodes(f"Fewer than {count} storage servers available{full}")
     usual_ms = sorted(n.store_ms for n in free.values())[(len(free) - 1) // 2] if free else 0
     chosen: list[NodeView] = []
-    if local is not None and local in free and count:
+    racks = {n.rack for n in beside if n.rack}
+    if local is not None and local in free and count and free[local].rack not in racks:
         chosen.append(free.pop(local))
     while len(chosen) < count:
-        racks = {n.rack for n in chosen if n.rack}
+        racks |= {n.rack for n in chosen if n.rack}
         elsewhere = [n for n in free.values() if n.rack not in racks] or list(free.values())
         pick = chance.choices(elsewhere, weights=[n.free_bytes * share(n.store_ms, usual_ms) for n in elsewhere])[0]
         chosen.append(free.pop(pick.number))

@@ -98,6 +98,16 @@ async def test_a_node_that_fails_is_replaced(state: str) -> None:
         assert len(cluster.nodes[1].requests) <= 1, "a node that failed is left alone for a while"
 
 
+async def test_who_stores_in_the_place_of_another_is_on_a_rack_of_its_own_too() -> None:
+    """Whether a node failed, or has only to be asked again because there was no connection to it yet."""
+    async with cluster_of(6) as cluster:
+        cluster.replicas.update([replace(n.view, rack="east" if n.number <= 3 else "west") for n in cluster.nodes])
+        cluster.set("broken", 2, 5)
+        for _ in range(20):
+            stored = await cluster.store(replicas=2)
+            assert {number <= 3 for number in stored.nodes} == {True, False}
+
+
 async def test_a_dead_process_is_replaced() -> None:
     async with cluster_of(4) as cluster:
         cluster.nodes[0].__exit__()

@@ -66,6 +66,20 @@ def test_the_chosen_are_distinct_and_fit(nodes: list[NodeView], count: int, leng
         assert not unused, "a rack was used twice while another had none"
 
 
+@given(clusters(), st.lists(st.sampled_from(["", "a", "b"]), max_size=3), st.integers(), st.integers(1, 8))
+def test_a_copy_that_is_lacking_goes_to_a_rack_that_has_none(
+    nodes: list[NodeView], racks: list[str], seed: int, local: int
+) -> None:
+    """Also where the client's own machine is on one that has."""
+    fit = [n for n in nodes if n.state == "alive" and n.free_bytes > 0]
+    if fit:
+        beside = [node(100 + number, rack=rack) for number, rack in enumerate(racks)]
+        (chosen,) = choose_nodes(nodes, 1, 0, random.Random(seed), local=NodeNumber(local), beside=beside)
+        elsewhere = [n for n in fit if not n.rack or n.rack not in racks]
+        assert chosen in (elsewhere or fit)
+        assert chosen.number == local or local not in {n.number for n in elsewhere}
+
+
 def test_more_free_space_takes_more() -> None:
     """A node with four times the room gets about four times the first choices."""
     chance = random.Random(3)

@@ -17,7 +17,6 @@ from servers.naming.background.repair_plan import (
     Held,
     Outlook,
     Replica,
-    choose_away_from,
     fullness,
     good_copies,
     least_useful,
@@ -25,6 +24,7 @@ from servers.naming.background.repair_plan import (
 )
 from servers.protocol.errors import TooFewNodes
 from servers.protocol.ids import NodeNumber
+from servers.protocol.placement import choose_nodes
 
 FULLER_BY = 0.10
 UNTIL_WITHIN = 0.05
@@ -71,7 +71,8 @@ def rebalance_step(
     dropped = {v.rack: least_useful([*good, v.number], outlook) for v in {v.rack: v for v in emptier}.values()}
     able = [v for v in emptier if dropped[v.rack] in surplus]
     try:
-        to = choose_away_from(able, [outlook.views[n] for n in good if n not in surplus], held.length, chance)
+        others = [outlook.views[n] for n in good if n not in surplus]
+        (to,) = choose_nodes(able, 1, held.length, chance, beside=others)
     except TooFewNodes:
         return None
     return Gift(Copy(held, to, tuple(outlook.views[n] for n in good)), dropped[to.rack])

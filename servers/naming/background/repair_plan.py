@@ -166,19 +166,10 @@ def _copy(
         to = again[0]
     else:
         try:
-            to = choose_away_from(able, [outlook.views[n] for n in staying], held.length, chance)
+            (to,) = choose_nodes(able, 1, held.length, chance, beside=[outlook.views[n] for n in staying])
         except TooFewNodes:
             return None
     return Copy(held, to, _best_first(good, outlook, chance))
-
-
-def choose_away_from(
-    able: Sequence[NodeView], others: Sequence[NodeView], length: int, chance: random.Random
-) -> NodeView:
-    """One of the able, on a rack that none of the others is on if there is one. Raises TooFewNodes."""
-    racks = {view.rack for view in others if view.rack}
-    elsewhere = [view for view in able if view.rack not in racks and view.free_bytes > length]
-    return choose_nodes(elsewhere or able, 1, length, chance)[0]
 
 
 def _best_first(numbers: Iterable[NodeNumber], outlook: Outlook, chance: random.Random) -> tuple[NodeView, ...]:
