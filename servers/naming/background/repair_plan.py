@@ -159,9 +159,8 @@ def _copy(
     refused: Collection[Replica],
 ) -> Copy | None:
     able = [v for v in outlook.takers if (held.extent, v.number) not in refused and v.number not in good]
-    again = [
-        v for v in able if v.number in held.nodes and v.free_bytes > held.length
-    ]  # It is stored beside the bad one.
+    # What replaces a damaged copy is stored beside it: that needs room like any other.
+    again = [v for v in able if v.number in held.nodes and v.free_bytes > held.length]
     if again:
         to = again[0]
     else:
