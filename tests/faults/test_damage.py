@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Mount, Replica
 from tests.support.commands import MIB, opened, refused
+from tests.support.fault_table import stall_noted
 from tests.support.processes import wait_for
 
 SIZE = 3 * MIB + 100
@@ -59,7 +60,9 @@ def test_a_damaged_replica_is_not_believed_and_is_repaired(
     met = mounted.damage_met()
     replica = mounted.replicas_of("/victim")[0]
     hurt(mounted, replica)
-    assert (mount.path / "victim").read_bytes() == content
+    with stall_noted():
+        found = (mount.path / "victim").read_bytes()
+    assert found == content
     wait_for(lambda: mounted.damage_met() > met, "the damage is counted")
     mounted.wait_whole("/victim")
 
@@ -83,7 +86,7 @@ def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
     for replica in replicas:
         hurt(mounted, replica)
     with opened(mount.path / "victim", os.O_RDONLY) as descriptor:
-        with refused(errno.EIO):
+        with stall_noted(), refused(errno.EIO):
             at = 0
             while piece := os.pread(descriptor, 65536, at):
                 assert piece == content[at : at + len(piece)]

@@ -7,8 +7,10 @@ A test says with `@pytest.mark.fault("S1", "S3")` which it is about; what watche
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 ROWS = {
@@ -76,6 +78,16 @@ _stalls: list[float] = []
 def note_stall(seconds: float) -> None:
     """The longest call of a program that the test watched."""
     _stalls.append(seconds)
+
+
+@contextlib.contextmanager
+def stall_noted() -> Iterator[None]:
+    """Of what is called within, whether it fails or not."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        note_stall(time.monotonic() - began)
 
 
 def take_stall() -> float | None:
