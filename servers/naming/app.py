@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from servers.client.naming import TOO_OLD
 from servers.naming.background.compaction import Compaction
 from servers.naming.background.doubts import Doubts
+from servers.naming.background.dropped import Dropped
 from servers.naming.background.expiry import expire_sessions
 from servers.naming.background.garbage import GarbageCollector, delete_condemned, reap
 from servers.naming.background.rebalance import Rebalance
@@ -112,9 +113,10 @@ def _status_of(error: DcsError) -> int:
     return 502
 
 
-def _jobs(service: Service) -> list[Job]:
+def _jobs(service: Service, checks: DamageChecks) -> list[Job]:
     pace = service.settings.background_interval_seconds
-    repair, snapshots = Repair(service), Snapshots(service)
+    dropped, snapshots = Dropped(service), Snapshots(service)
+    repair = Repair(service, dropped, checks.ask)
     return [
         Job("expiry", pace, lambda: expire_sessions(service)),
         Job("reap", pace, lambda: reap(service)),
@@ -122,7 +124,7 @@ def _jobs(service: Service) -> list[Job]:
         Job("doubts", pace, Doubts(service).run),
         Job("repair", pace, repair.run),
         Job("survey", pace, repair.survey),
-        Job("dropped", pace, repair.delete_dropped),
+        Job("dropped", pace, dropped.delete),
         Job("rebalance", service.settings.rebalance_interval_seconds, Rebalance(service, repair).run),
         Job("garbage", service.settings.garbage_interval_seconds, GarbageCollector(service).run),
         Job("trash", max(1.0, pace), TrashKeeper(service).run),
@@ -137,7 +139,7 @@ def _lifespan(
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        schedule = Schedule(service, _jobs(service))
+        schedule = Schedule(service, _jobs(service, checks))
         store = _lasting(service.store.run(), "redis")
         work = [
             _lasting(schedule.run(), "schedule"),

@@ -41,6 +41,7 @@ class DamageChecks:
         if node is None or node.state == "dead":
             return
         lengths = await self._service.storage.check(node.place, [extent], data=True)
-        if (lengths.get(extent) or -1) > 0:
-            log.info("%s on node %d is good: it was damaged on the way", extent_text(extent), number)
+        (rows,) = await self._service.store.ask("whereabouts", extents=[extent])
+        if (lengths.get(extent) or -1) >= (rows[2] if rows else 1):
+            log.info("%s on node %d is good: it was damaged on the way, or is there again", extent_text(extent), number)
             await self._service.store.ask("sound", extent=extent, node=number)

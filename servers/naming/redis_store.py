@@ -106,6 +106,9 @@ class RedisStore:
         """For what writes; None where Redis has no replicas."""
         self._primary: Primary | None = None
         self._has_quorum = True
+        self.connections = 0
+        """How often it has connected. A cursor of SCAN is good within one process of Redis alone: after a restart or a
+        failover whoever goes on with an older one leaves keys out."""
         self._connected = asyncio.Event()
         self._uuid = b""
         self._uuid_to_make = uuid4().hex
@@ -278,6 +281,7 @@ class RedisStore:
                 self._note(error if isinstance(error, UnsafeRedis) else away)
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
+            self.connections += 1
             self._connected.set()
             try:
                 await self._watch(connection)

@@ -231,3 +231,21 @@ def test_files_are_brought_to_the_number_of_copies_that_is_asked_for(four: Clust
     four.wait_whole("/asked/before", 1)
     assert len((directory / "before").read_bytes()) == 2 * MIB
     assert four.dcs_json("explain", "/asked/before")["replicas_good"] == 1
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.fault("S1")
+def test_what_waits_to_be_deleted_or_is_said_to_be_damaged_is_of_use_again(make_cluster: MakeCluster) -> None:
+    """A copy that was dropped, where no other node could take one; and all copies of an extent, which are good."""
+    cluster = make_cluster(3, CONDEMNED_GRACE_SECONDS="600")
+    cluster.write("/f", os.urandom(MIB))
+    cluster.dcs("setrep", "2", "/f")
+    wait_for(lambda: cluster.status()["repair"]["dropped"] == 1, "one copy is dropped")
+    cluster.dcs("setrep", "3", "/f")
+    cluster.wait_whole("/f", 3)
+    wait_for(lambda: not cluster.status()["repair"]["dropped"], "no copy is to be deleted")
+    for replica in cluster.replicas_of("/f"):
+        damage = {"extent": replica.extent, "node": replica.node, "why": "a disk that was away", "verified": True}
+        assert cluster.rest("POST", "/v1/damage", damage).json() == {"new": 1}
+    wait_for(lambda: not cluster.status()["damaged"], "the copies were read again")
+    wait_for(lambda: not cluster.status()["missing"], "nothing is missed")

@@ -137,6 +137,17 @@ def test_a_copy_is_kept_that_a_file_says_to_be_there_after_all(volume: Volume, s
     assert volume.status()["dropped"] == 0
 
 
+def test_what_was_to_be_deleted_may_be_copied_to_again_once_it_is_not(volume: Volume, session: Session) -> None:
+    segment = session.segment(0, 10, nodes(1, 2, 3, 4))
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    assert relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3))) == [1]
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [0]
+    replicas = [segment.extent + pack_nodes(nodes(n)) for n in (4, 5)]
+    assert volume.call("undrop", replicas=replicas) == [1]
+    assert dropped(volume) == {}
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [1]
+
+
 def test_nothing_moves_and_nothing_is_dropped_in_safe_mode(volume: Volume, session: Session) -> None:
     made = session.create(1, b"f")
     segment = session.segment(0, 10, nodes(1, 2, 3, 4))

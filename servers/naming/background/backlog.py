@@ -6,6 +6,7 @@ Called by the repair job. Knows nothing of nodes: how endangered an extent is, i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from servers.naming.background.repair_plan import Held
 from servers.protocol.ids import ExtentId
@@ -23,7 +24,7 @@ class Backlog:
         return len(self._good)
 
     def __iter__(self) -> Iterator[Held]:
-        """The most endangered first. Nothing is put here or taken meanwhile: copy it for a longer look."""
+        """The most endangered first. Nothing may be put here or taken meanwhile."""
         for good in sorted(self._by_good):
             yield from self._by_good[good].values()
 
@@ -42,20 +43,22 @@ class Backlog:
             del self._by_good[good]
         return held
 
-    def put(self, held: Held, good: int) -> int | None:
-        """Puts it, in the place of what was known of it. Where there is no room one of the least endangered is not
-        here afterwards, perhaps this one: returned is how many good copies that had."""
+    def put(self, held: Held, good: int) -> Held | None:
+        """Puts it, in the place of what was known of it. Returned is what had no room: one of the least endangered,
+        perhaps this one."""
         self.pop(held.extent)
         crowded_out = None
         if len(self._good) >= self._count_max:
-            crowded_out = max(self._by_good, default=good)
-            if good >= crowded_out:
-                return good
-            last = next(reversed(self._by_good[crowded_out]))
-            self.pop(last)
+            most = max(self._by_good)
+            if good >= most:
+                return held
+            crowded_out = self.pop(next(reversed(self._by_good[most])))
         self._good[held.extent] = good
         self._by_good.setdefault(good, {})[held.extent] = held
         return crowded_out
+
+    def longest_here(self, count: int) -> list[Held]:
+        return [self._by_good[self._good[extent]][extent] for extent in islice(self._good, count)]
 
     def drain(self) -> list[Held]:
         """All, and none is left."""

@@ -6,7 +6,7 @@
     do: the target fetches the extent from another node; only when it has it on stable storage
         does the map say so, in one step that fails if the extent was moved or let go meanwhile
 
-What was copied for nothing is deleted, after the grace, by `delete_dropped`. All that is known
+What was copied for nothing is deleted after the grace, see dropped.py. All that is known
 here is found again after a restart. Two naming servers may do this at once: each move in the
 map is checked against what it was decided from.
 
@@ -18,15 +18,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgpack
 
 from servers.client.storage import WantedCopy
-from servers.naming.background.garbage import delete_on
+from servers.naming.background.backlog import Backlog
+from servers.naming.background.dropped import Dropped
 from servers.naming.background.repair_plan import (
     Copy,
     Drop,
@@ -39,8 +40,10 @@ from servers.naming.background.repair_plan import (
     good_copies,
     lacking,
     look_out,
+    next_step,
     repair_plan,
 )
+from servers.naming.leadership import acting_epoch
 from servers.naming.membership import Member
 from servers.naming.service import Service
 from servers.protocol.errors import AccessDenied, DcsError, NodeFailed, TryAgain
@@ -55,7 +58,9 @@ LISTEN_SECONDS = 6.0
 RUN_SECONDS = 5.0
 """A turn of the job; the next one looks at the nodes anew."""
 LISTED_PER_TURN = 256
-QUEUE_MAX = 20_000
+AGAIN_SECONDS = 2.0
+"""Between two surveys."""
+QUEUE_MAX = IDLE_MAX = 20_000
 """More are found by the next survey."""
 PLANNED_AT_ONCE = 512
 LOOKED_AT_ONCE = 128
@@ -71,11 +76,9 @@ UNREACHED_SECONDS = 3.0
 """A node that could not be reached may only be starting; one that stays away is soon suspect, and not asked at all."""
 SURVEY_COUNT = 64
 """Keys a survey looks at in one call, which holds Redis for about half a millisecond."""
-DELETIONS_PER_TURN = 1024
-COPIES_LEFT_MIN = 2
-"""A surplus copy is deleted only while so many others can be reached, or all of fewer."""
-RETRY_SECONDS = 10.0
-MOVED = 1
+READ_AGAIN_SECONDS = 600.0
+"""So often the damaged copies of an extent without a good one are read again."""
+STALE, MOVED = 0, 1
 SHOWN = 1
 """What `known` says of an extent that a file shows."""
 UNSEEN = Outlook({}, frozenset(), frozenset(), frozenset(), is_paused=False)
@@ -86,26 +89,40 @@ class Survey:
     """One walk over all files."""
 
     signature: tuple[object, ...]
+    connection: int
+    """Of the store: in another process of Redis the cursor leaves keys out."""
     began_at: float
     ended_at: float = 0.0
     cursor: bytes = b"0"
     on_nodes: dict[NodeNumber, int] = field(default_factory=dict)
     """Extents found on nodes that are being emptied."""
-    unreadable: int = 0
-    """Extents of which no good copy is known."""
-    surplus: int = 0
-    overflowed: bool = False
+    beyond: Counter[int] = field(default_factory=Counter)
+    """Extents with too few copies for which there was no room, by the good ones they have."""
+    unseen: set[ExtentId] = field(default_factory=set)
+    """What was idle when it began, and was not found by it yet."""
 
 
 class Repair:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, dropped: Dropped, read_again: Callable[[ExtentId, NodeNumber], None]) -> None:
+        """`read_again`: has the node read a replica that is said to be damaged, and say so when it is good."""
         self._service = service
+        self._dropped = dropped
+        self._read_again = read_again
+        self._begin(0)
+        self.copies = self.copied_bytes = self.drops = self.failures = 0
+
+    def _begin(self, epoch: int) -> None:
+        """Nothing is known: somebody else may have led meanwhile."""
+        self._epoch = epoch
+        self._connection = 0
         self._outlook = UNSEEN
         self._draining: dict[NodeNumber, float] = {}
         self._listening_since = time.monotonic()
-        self._queue: dict[ExtentId, Held] = {}
-        self._idle: dict[ExtentId, Held] = {}
+        self._queue = Backlog(QUEUE_MAX)
+        self._idle = Backlog(IDLE_MAX)
         """Nothing can be done for them while the nodes are as they are."""
+        self._is_survey_wanted = False
+        """Some that could be repaired are in neither, for want of room."""
         self._damaged: set[Replica] = set()
         self._refused: dict[Replica, float] = {}
         self._signature: tuple[object, ...] = ()
@@ -114,13 +131,13 @@ class Repair:
         self._drained: set[NodeNumber] = set()
         self._thin_cursor = self._damaged_cursor = b"0"
         self._damaged_seen: set[Replica] = set()
+        self._read_again_at: dict[Replica, float] = {}
         self._told: bytes = b""
-        self.copies = self.copied_bytes = self.drops = self.failures = 0
 
     @property
     def outlook(self) -> Outlook | None:
         """The nodes as they were at the last look; None before there was one, and while something is to be repaired."""
-        return None if self._queue or self._outlook is UNSEEN else self._outlook
+        return None if self._queue or self._is_survey_wanted or self._outlook is UNSEEN else self._outlook
 
     @property
     def damaged(self) -> Collection[Replica]:
@@ -140,7 +157,7 @@ class Repair:
 
     async def _repair(self, until: float) -> None:
         by_danger: dict[int, list[Held]] = {}
-        async for held in unhurried(self._queue.values()):
+        async for held in unhurried(self._queue):
             by_danger.setdefault(self._danger(held), []).append(held)
         waiting = deque(held for danger in sorted(by_danger) for held in by_danger[danger])
         while waiting and time.monotonic() < until:
@@ -154,45 +171,32 @@ class Repair:
     async def survey(self) -> None:
         """Walks over all files when the nodes have changed, and now and then; a part of it in each turn."""
         began = time.monotonic()
-        if self._outlook is UNSEEN or self._service.store.fault is not None:
+        if self._outlook is UNSEEN or self._epoch != acting_epoch.get() or self._service.store.fault is not None:
             return
         while time.monotonic() - began < RUN_SECONDS and (survey := self._due_survey()) is not None:
             await self._survey_step(survey, self._outlook)
-
-    async def delete_dropped(self) -> None:
-        """Has the nodes delete copies that are not said to be there any more, after the grace."""
-        while rows := await self._service.store.ask("dropped", count=DELETIONS_PER_TURN):
-            views = {view.number: view for view in await self._service.nodes()}
-            by_node: dict[NodeNumber, list[ExtentId]] = {}
-            left = []
-            for replica, nodes in zip(rows[::2], rows[1::2], strict=True):
-                number = NodeNumber(int.from_bytes(replica[16:], "big"))
-                others = unpack_nodes(nodes)
-                alive = sum(n in views and views[n].state == "alive" for n in others)
-                if alive < min(len(others), COPIES_LEFT_MIN):
-                    left.append(replica)  # It may be needed again: not now.
-                else:
-                    by_node.setdefault(number, []).append(ExtentId(replica[:16]))
-            gone = await asyncio.gather(
-                *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
-            )
-            done = [e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents]
-            left += [r for r in rows[::2] if r not in set(done) and r not in set(left)]
-            await self._service.store.ask("dropped_done", gone=done, left=left, retry_ms=int(RETRY_SECONDS * 1000))
 
     # Looking.
 
     async def _look(self) -> bool:
         """The nodes as they are now, and what is known to be wrong. False while that cannot be told yet."""
         members, now = await self._service.members(), time.monotonic()
-        if self._service.store.fault is not None:
+        store = self._service.store
+        if acting_epoch.get() != self._epoch:
+            self._begin(acting_epoch.get())
+        if store.fault is not None:
             self._listening_since = now
         if now - self._listening_since < LISTEN_SECONDS:
             return False
         self._note(members, now - self._listening_since)
+        if store.connections != self._connection:
+            self._connection = store.connections
+            self._thin_cursor = self._damaged_cursor = b"0"
+            self._damaged_seen = set(self._damaged)
         await self._take_damaged()
         await self._take_thin()
         await self._take_recounted()
+        await self._look_after_idle()
         refused = {replica: until for replica, until in self._refused.items() if until > now}
         if len(refused) < len(self._refused):
             self._try_again()
@@ -201,8 +205,17 @@ class Repair:
 
     def _try_again(self) -> None:
         """What could not be done before may be possible now."""
-        self._queue.update(self._idle)
-        self._idle.clear()
+        for held in self._idle.drain():
+            self._put(self._queue, held)
+        self._is_survey_wanted |= self._surveyed is not None and bool(self._surveyed.beyond)
+
+    async def _look_after_idle(self) -> None:
+        """Forgets those of them that no file shows any more; some in each turn."""
+        some = self._idle.longest_here(LISTED_PER_TURN)
+        gone = await self._forget_gone([held.extent for held in some])
+        for held in some:
+            if held.extent not in gone and self._idle.get(held.extent) is held:
+                self._put(self._idle, held)  # Behind the others.
 
     def _note(self, members: Sequence[Member], observed: float) -> None:
         wait = self._service.settings.repair_wait_seconds
@@ -210,8 +223,9 @@ class Repair:
         if outlook.is_paused and not self._outlook.is_paused:
             log.warning("many storage nodes vanished together: only last copies are copied for now")
         self._outlook = outlook
-        self._draining = {m.view.number: m.draining_seconds for m in members if m.view.draining}
-        self._drained &= self._draining.keys()
+        before, self._draining = self._draining, {m.view.number: m.draining_seconds for m in members if m.view.draining}
+        # Who is drained for less long than at the last look was not drained in between.
+        self._drained = {n for n in self._drained if self._draining.get(n, 0.0) >= before.get(n, 0.0) > 0.0}
         takers = frozenset(view.number for view in outlook.takers)
         signature = (outlook.staying, outlook.awaited, outlook.draining, outlook.readable, takers)
         if signature != self._signature:
@@ -231,9 +245,24 @@ class Repair:
         self._damaged_seen |= found
         if self._damaged_cursor == b"0":  # All were seen: the others are healed, or gone.
             self._damaged, self._damaged_seen = self._damaged_seen, set()
-        for held in held_of(rows):
-            self._idle.pop(held.extent, None)
-            self.take([held])
+        hurt = held_of(rows)
+        self._look_for_good(hurt)
+        for held in hurt:
+            self._idle.pop(held.extent)
+        self.take(hurt)
+
+    def _look_for_good(self, hurt: Iterable[Held]) -> None:
+        """Of an extent all of whose copies are said to be damaged the nodes read them again: that may not be so."""
+        now = time.monotonic()
+        self._read_again_at = {r: at for r, at in self._read_again_at.items() if now - at < READ_AGAIN_SECONDS}
+        for held in hurt:
+            if good_copies(held, self._outlook, self._damaged):
+                continue
+            for number in held.nodes:
+                replica = held.extent, number
+                if number in self._outlook.readable and replica not in self._read_again_at:
+                    self._read_again_at[replica] = now
+                    self._read_again(*replica)
 
     async def _take_recounted(self) -> None:
         """Files that are asked for in another number of copies than before."""
@@ -245,38 +274,54 @@ class Repair:
                 cursor, found = await store.ask(
                     "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
                 )
-                for held in held_of(found):
-                    self._idle.pop(held.extent, None)
-                    self.take([held])
+                rows = held_of(found)
+                for held in rows:
+                    self._idle.pop(held.extent)
+                self.take(rows)
                 if cursor == b"0":
                     break
 
-    def take(self, found: Iterable[Held]) -> bool:
-        """Queues what may have to be repaired. False when there was no room for all of it."""
+    def take(self, found: Iterable[Held], survey: Survey | None = None) -> None:
+        """Queues what can be repaired, and keeps in mind what cannot."""
         for held in found:
             known = self._idle.get(held.extent)
             if known is not None and known.nodes == held.nodes and known.target == held.target:
                 continue
-            if len(self._queue) + len(self._idle) >= QUEUE_MAX and held.extent not in self._queue:
-                return False
-            self._idle.pop(held.extent, None)
-            self._queue[held.extent] = held
-        return True
+            self._idle.pop(held.extent)
+            self._queue.pop(held.extent)
+            if next_step(held, self._outlook, self._damaged, self._service.chance, self._refused) is not None:
+                crowded_out = self._put(self._queue, held)
+            else:
+                crowded_out = self._put(self._idle, held) if self._is_lacking(held) else None
+            if survey is not None and crowded_out is not None and self._is_short(crowded_out):
+                survey.beyond[self._danger(crowded_out)] += 1
+
+    def _put(self, backlog: Backlog, held: Held) -> Held | None:
+        crowded_out = backlog.put(held, self._danger(held))
+        self._is_survey_wanted |= crowded_out is not None and backlog is self._queue
+        return crowded_out
 
     # Walking over all files.
 
     def _due_survey(self) -> Survey | None:
         """The walk to go on with, or a new one; None when there is no need for one now."""
-        if self._survey is not None and self._survey.signature == self._signature:
-            return self._survey
+        connection = self._service.store.connections
+        going_on = self._survey
+        if going_on and (going_on.signature, going_on.connection) == (self._signature, connection):
+            return going_on
         last, now = self._surveyed, time.monotonic()
-        if last is None or last.signature != self._signature:
+        if going_on or last is None or last.signature != self._signature:
             is_due = True
-        elif last.overflowed or self._draining.keys() - self._drained:
-            is_due = not self._queue and now - last.ended_at > max(2.0, last.ended_at - last.began_at)
+        elif self._is_survey_wanted:
+            is_due = not self._queue and now - last.ended_at > AGAIN_SECONDS
+        elif self._draining.keys() - self._drained:
+            is_due = not self._queue and now - last.ended_at > max(AGAIN_SECONDS, last.ended_at - last.began_at)
         else:
             is_due = now - last.ended_at > self._service.settings.survey_interval_seconds
-        self._survey = Survey(self._signature, now) if is_due else None
+        self._survey = None
+        if is_due:
+            self._is_survey_wanted = False
+            self._survey = Survey(self._signature, connection, now, unseen={held.extent for held in self._idle})
         return self._survey
 
     async def _survey_step(self, survey: Survey, outlook: Outlook) -> None:
@@ -294,20 +339,20 @@ class Repair:
                 self._judge(survey, outlook, held_of(rows))
                 if cursor == b"0":
                     break
-        if survey.cursor == b"0":
+        if survey.cursor == b"0" and survey.connection == self._service.store.connections:
             survey.ended_at = time.monotonic()
             self._surveyed, self._survey = survey, None
+            for extent in survey.unseen:  # Nothing is wrong with them any more.
+                self._idle.pop(extent)
             self._note_drained(survey)
 
     def _judge(self, survey: Survey, outlook: Outlook, found: Sequence[Held]) -> None:
         for held in found:
-            survey.unreadable += not good_copies(held, outlook, self._damaged)
-            survey.surplus += lacking(held, outlook, self._damaged) < 0
+            survey.unseen.discard(held.extent)
             for number in held.nodes:
                 if number in outlook.draining:
                     survey.on_nodes[number] = survey.on_nodes.get(number, 0) + 1
-        if not self.take(found):
-            survey.overflowed = True
+        self.take(found, survey)
 
     def _note_drained(self, survey: Survey) -> None:
         """A node is empty when a whole walk, begun when nobody could still be storing there, found nothing on it."""
@@ -329,10 +374,13 @@ class Repair:
         load = Load(COPIES_PER_NODE, BYTES_PER_NODE)
         plan = repair_plan(some, self._outlook, self._damaged, load, self._service.chance, self._refused)
         for held in plan.idle:
-            del self._queue[held.extent]
+            self._queue.pop(held.extent)
             if self._is_lacking(held):
-                self._idle[held.extent] = held
+                self._put(self._idle, held)
         return plan
+
+    def _is_short(self, held: Held) -> bool:
+        return lacking(held, self._outlook, self._damaged) > 0
 
     def _is_lacking(self, held: Held) -> bool:
         hurt = any((held.extent, n) in self._damaged for n in held.nodes)
@@ -351,6 +399,12 @@ class Repair:
 
     async def copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
         """The node fetches what it is to have; then the map says so."""
+        async with self._dropped.wanted_again(to, [copy.held.extent for copy in batch]) as free:
+            self._refuse([copy for copy in batch if copy.held.extent not in free], UNREACHED_SECONDS)
+            if free:
+                await self._copy_to(to, [copy for copy in batch if copy.held.extent in free])
+
+    async def _copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
         views = {view.place: view.number for copy in batch for view in copy.sources}
         wanted = [WantedCopy(c.held.extent, c.held.length, [v.place for v in c.sources]) for c in batch]
         size = sum(copy.held.length for copy in batch)
@@ -377,7 +431,7 @@ class Repair:
         await self._move([(c.held, (*c.held.nodes, to.number)) for c in stored if not c.in_place])
         for copy in stored:
             if copy.in_place:
-                self._queue.pop(copy.held.extent, None)
+                self._queue.pop(copy.held.extent)
 
     async def _forget_gone(self, extents: Sequence[ExtentId]) -> set[ExtentId]:
         """Those of them that no file shows any more: rewritten or removed while they waited here."""
@@ -386,7 +440,8 @@ class Repair:
         verdicts = await self._service.store.ask("known", extents=extents)
         gone = {extent for extent, verdict in zip(extents, verdicts, strict=True) if verdict != SHOWN}
         for extent in gone:
-            self._queue.pop(extent, None)
+            self._queue.pop(extent)
+            self._idle.pop(extent)
         return gone
 
     def _refuse(self, copies: Iterable[Copy], seconds: float) -> None:
@@ -418,7 +473,7 @@ class Repair:
             if is_good:
                 moves.append((drop.held, tuple(n for n in drop.held.nodes if n != drop.node)))
             else:
-                self._idle[extent] = self._queue.pop(extent, drop.held)
+                self._put(self._idle, self._queue.pop(extent) or drop.held)
         self.drops += len(moves)
         await self._move(moves)
 
@@ -443,32 +498,30 @@ class Repair:
             part = moves[first : first + MOVES_PER_CALL]
             flat = [x for held, after in part for x in (held.extent, pack_nodes(held.nodes), pack_nodes(after))]
             results = await self._service.store.ask("relocate", moves=flat, grace_ms=grace_ms)
+            stale = []
             for (held, after), result in zip(part, results, strict=True):
-                self._queue.pop(held.extent, None)
-                if result == MOVED:
-                    moved = replace(held, nodes=after)
-                    if self._is_lacking(moved):
-                        self._queue[held.extent] = moved
+                self._queue.pop(held.extent)
+                moved = replace(held, nodes=after)
+                if result == MOVED and self._is_lacking(moved):
+                    self._put(self._queue, moved)
+                elif result == STALE:
+                    stale.append(held.extent)
+            if stale:
+                (rows,) = await self._service.store.ask("whereabouts", extents=stale)
+                self.take(held_of(rows))
 
     # Telling.
 
     async def _tell(self) -> None:
-        by_danger: dict[str, int] = {}
-        missing = lacks = 0
-        async for held in unhurried((*self._queue.values(), *self._idle.values())):
-            good = len(good_copies(held, self._outlook, self._damaged))
-            if lacking(held, self._outlook, self._damaged) > 0:
-                lacks += 1
-                missing += not good
-                if good:
-                    by_danger[str(good)] = by_danger.get(str(good), 0) + 1
         survey = self._surveyed
-        if survey is not None and survey.overflowed:
-            missing = max(missing, survey.unreadable)
+        good_left = Counter(survey.beyond if survey else ())
+        async for held in unhurried((*self._queue, *self._idle)):
+            if self._is_short(held):
+                good_left[self._danger(held)] += 1
         found: dict[str, Any] = {  # Any: what msgpack takes.
-            "under_replicated": lacks,
-            "missing": missing,
-            "by_danger": by_danger,
+            "under_replicated": good_left.total(),
+            "missing": good_left.pop(0, 0),
+            "by_danger": {str(good): count for good, count in good_left.items()},
             "paused": self._outlook.is_paused,
             "surveying": self._survey is not None,
             "drained": sorted(self._drained),

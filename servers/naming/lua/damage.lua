@@ -61,18 +61,19 @@ internal('holds', {}, HOLDS, function(c, a)
   if blob then
     local start, held, lost, _, ended, broken_before = unpack(unpack_value(blob))
     broken_ms = broken_before or 0
-    if start ~= a.start and not (ended == 1 and held == a.held) then
+    local came_back_otherwise = start ~= a.start and not (ended == 1 and held == a.held)
+    if came_back_otherwise or a.lost > (start == a.start and lost or 0) then
       broken_ms = c.ms
       call('HSET', c.K .. ':volume', 'broken_ms', text(c.ms))
+      put_in_doubt(c, number)
     end
-    if broken_ms == c.ms or a.lost > (start == a.start and lost or 0) then put_in_doubt(c, number) end
   end
   call('HSET', key, number, pack({ a.start, a.held, a.lost, a.facts, a.ended and 1 or 0, broken_ms }))
   return { 0, call('HEXISTS', c.K .. ':doubted', number) }
 end)
 
--- The nodes are to have extents that were stored since `begun`, in ms, without a sync. Who was started again after
--- that without having ended in order was asked for all that maps showed then: these were not among it.
+-- The nodes are to have extents that were stored since `begun`, in ms, without a sync. Who lost some after that, or
+-- was started again without having ended in order, was asked for all that maps showed then: these were not among it.
 function Call:doubt_broken(nodes, begun)
   if (self:setting('broken_ms') or 0) <= begun then return end
   for node in pairs(nodes) do

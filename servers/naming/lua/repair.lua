@@ -227,6 +227,14 @@ internal('dropped_done', {}, { gone = 'list', left = 'list', retry_ms = 'count' 
   return { 0 }
 end)
 
+-- undrop {replicas: extent and node} -> how many of them were to be deleted and are not any more
+internal('undrop', {}, { replicas = 'list' }, function(c, a)
+  if not texts(a.replicas) then return { EINVAL } end
+  local count = 0
+  for _, replica in ipairs(a.replicas) do count = count + call('ZREM', c.K .. ':dropped', replica) end
+  return { 0, count }
+end)
+
 -- recount {count} -> inode, since which change, ...: files that another number of copies is asked for
 read('recount', { count = 'count' }, function(c, a)
   local reply, inos = { 0 }, call('HRANDFIELD', c.K .. ':recount', text(a.count), 'WITHVALUES')
