@@ -30,10 +30,29 @@ def test_status_has_what_scripts_rely_on(shared_cluster: Cluster) -> None:
         assert node.address in text
 
 
-def test_nodes_lists_them(shared_cluster: Cluster) -> None:
+def test_status_tells_of_the_naming_servers_own_work(shared_cluster: Cluster) -> None:
+    """The slowest requests first, and every kind of error."""
+    shared_cluster.write("/worked", b"12345")
+    status = shared_cluster.dcs_json("status")
+    batches = next(row for row in status["requests"] if row["verb"] == "ops_batch")
+    assert batches["count"] > batches["failures"] == 0
+    assert batches["half_ms"] <= batches["most_ms"]
+    slowest = [row["most_ms"] for row in status["requests"] if row["most_ms"] is not None]
+    assert slowest == sorted(slowest, reverse=True)
+    assert {"redis_timeout", "redis_away", "too_few_nodes"} <= set(status["errors"])
+    text = shared_cluster.dcs("status").stdout.decode()
+    assert all(words in text for words in ("slowest requests", "errors", "since the naming server started"))
+
+
+def test_nodes_lists_them_with_what_they_report(shared_cluster: Cluster) -> None:
     rows = shared_cluster.dcs_json("nodes")
     assert sorted(row["address"] for row in rows) == sorted(node.address for node in shared_cluster.nodes)
-    assert shared_cluster.dcs("nodes").stdout.decode().count("alive") == 3
+    headings, *lines = shared_cluster.dcs("nodes").stdout.decode().splitlines()
+    assert headings.split() == [
+        "node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store", "rack",
+        "uuid",
+    ]  # fmt: skip
+    assert sum("alive" in line and " ms " in line for line in lines) == 3
 
 
 def test_explain_shows_each_replica_and_its_file(shared_cluster: Cluster) -> None:
