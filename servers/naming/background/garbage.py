@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Self
 
 from servers.naming.keyspace import prefix
 from servers.naming.service import Service
@@ -23,7 +25,7 @@ from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
 from servers.protocol.placement import NodeView
-from servers.protocol.snapshots import is_older
+from servers.protocol.snapshots import is_older, is_part
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,24 @@ async def delete_on(service: Service, node: NodeView | None, extents: list[Exten
 
 
 @dataclass(frozen=True)
+class Held:
+    """How many extents a node has."""
+
+    files: int
+    """Of files; also of those that nobody knows any more."""
+    snapshots: int
+    """Parts of snapshots of the metadata. Where files are few these are many more, so they are counted apart."""
+
+    @classmethod
+    def of(cls, extents: Iterable[ExtentId]) -> Self:
+        counts = Counter(map(is_part, extents))
+        return cls(counts[False], counts[True])
+
+    def __add__(self, other: Held) -> Held:
+        return Held(self.files + other.files, self.snapshots + other.snapshots)
+
+
+@dataclass(frozen=True)
 class Brake:
     """Where a run stops that would remove suspiciously much."""
 
@@ -88,6 +108,16 @@ class Brake:
 
     def limit(self, held: int) -> int:
         return max(int(held * self.share), min(self.extents_min, held // 2))
+
+    def why(self, garbage: Held, held: Held) -> str:
+        """Why so much garbage is suspicious; "" when it is not."""
+        if garbage.files > self.limit(held.files):
+            return f"{garbage.files} of {held.files} extents are garbage: more than {self.limit(held.files)}"
+        # One that was given up leaves a few, and the next ones replace it.
+        limit = max(self.extents_min, int(held.snapshots * self.share))
+        if garbage.snapshots > limit:
+            return f"{garbage.snapshots} of {held.snapshots} parts of snapshots are garbage: more than {limit}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -101,7 +131,7 @@ class CollectionPlan:
 
 
 def plan_collection(
-    held: int,
+    held: Held,
     since_ms: Mapping[ExtentId, int],
     now_ms: int,
     grace_ms: int,
@@ -114,10 +144,11 @@ def plan_collection(
     is of no use in any case, parts of snapshots older than all that are kept. None: somebody has confirmed.
     """
     due = tuple(extent for extent, since in since_ms.items() if now_ms - since >= grace_ms)
-    suspicious = sum(not is_older(extent, oldest_snapshot) for extent in since_ms)
-    if due and brake is not None and suspicious > brake.limit(held):
-        stopped = f"{suspicious} of {held} extents are garbage: more than {brake.limit(held)}"
-        return CollectionPlan((), len(since_ms), stopped)
+    if due and brake is not None:
+        suspicious = Held.of(extent for extent in since_ms if not is_older(extent, oldest_snapshot))
+        stopped = brake.why(suspicious, held)
+        if stopped:
+            return CollectionPlan((), len(since_ms), stopped)
     return CollectionPlan(due, len(since_ms) - len(due), "")
 
 
@@ -186,13 +217,13 @@ class GarbageCollector:
             left -= await self._delete(node, plan.due[at : at + DELETIONS_PER_RUN])
         return left
 
-    async def _look_through(self, node: NodeView) -> tuple[int, dict[ExtentId, int]]:
+    async def _look_through(self, node: NodeView) -> tuple[Held, dict[ExtentId, int]]:
         """How many extents the node holds, and since when which of them are garbage. All of them, or it raises."""
-        held, since_ms = 0, {}
+        held, since_ms = Held(0, 0), {}
         after: str | None = None
         while True:
             names, after = await self._service.storage.names(node.place, after, EXTENTS_PER_CALL_MAX)
-            held += len(names)
+            held += Held.of(names)
             for at in range(0, len(names), SIGHT_EXTENTS):
                 rows = await self._service.ask_gently("sight", extents=names[at : at + SIGHT_EXTENTS])
                 since_ms.update({ExtentId(e): int(ms) for e, ms in zip(rows[::2], rows[1::2], strict=True)})
