@@ -111,6 +111,8 @@ def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> Mou
     except ValueError:
         raise SettingsError("MIN_WRITE_REPLICAS: a number is wanted") from None
     limits: dict[str, int | float] = {"min_write_replicas": replicas}
+    if environment.get("WRITE_BACK_SECONDS"):  # Nobody should need it but tests.
+        limits["write_back_seconds"] = float(environment["WRITE_BACK_SECONDS"])
     if arguments.attribute_seconds is not None:
         limits["attribute_seconds"] = arguments.attribute_seconds
     if arguments.dirty_mib is not None:

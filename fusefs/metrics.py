@@ -79,6 +79,10 @@ def mount_metrics(requests: Requests, s: Mapping[str, int]) -> Iterator[Metric]:
     yield gauge(
         "dcs_mount_dirty_bytes", "Memory that is taken by what is written and not yet stored.", s["dirty_bytes"]
     )
+    yield counters(
+        "dcs_mount_write_backs", "Files that are open whose written data was stored unasked.", "result",
+        {"stored": s["written_back"], "failed": s["write_backs_failed"]},
+    )  # fmt: skip
     yield counter("dcs_mount_lost_bytes", "Written, and given up.", s["lost_bytes"])
     yield counter(
         "dcs_mount_sessions_lost", "Times that the mount was away for longer than its lease.", s["sessions_lost"]

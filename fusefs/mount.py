@@ -103,6 +103,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
             nursery.start_soon(extents.listen)
             nursery.start_soon(_raise_read_ahead, settings.mountpoint)
             nursery.start_soon(filesystem.files.keep_registered)
+            nursery.start_soon(filesystem.files.keep_written_back)
             nursery.start_soon(filesystem.files.keep_trimmed)
             nursery.start_soon(filesystem.files.keep_access_times_told)
             nursery.start_soon(_end_on_signal, filesystem)

@@ -12,6 +12,10 @@ METADATA_DEADLINE_SECONDS = 30.0
 METADATA_FIRST_BYTE_SECONDS = 2.0
 FLUSH_DEADLINE_SECONDS = 30.0
 SESSION_RENEW_SECONDS = 10.0
+WRITE_BACK_SECONDS = 10.0
+"""What is written to a file that stays open is stored and committed after so long, without fsync: the most that is lost
+when this machine dies, and that other mounts see late. A third of what Linux allows its own file systems; and longer
+than most programs have a file open, so that those pay nothing."""
 READ_AHEAD_KIB = 4096
 """What the kernel reads ahead on this mount; its default of 128 KiB would make 32 requests of one."""
 
@@ -34,6 +38,7 @@ class MountSettings:
     min_write_replicas: int = 2
     sync_on_close: bool = False
     """DURABILITY=close: close(2) promises what fsync(2) does."""
+    write_back_seconds: float = WRITE_BACK_SECONDS
     uploads_max: int = 6
     source: str = "dcs"
     metrics_port: int = 0

@@ -80,6 +80,10 @@ class Replicas:
     def nodes(self) -> list[NodeView]:
         return list(self._nodes.values())
 
+    def draining(self) -> set[NodeNumber]:
+        """Those that are to be emptied."""
+        return {node.number for node in self._nodes.values() if node.draining}
+
     def reachable_count(self) -> int:
         """How many nodes there are, leaving out those that are dead."""
         return sum(node.state != "dead" for node in self._nodes.values())

@@ -8,6 +8,8 @@ system; knows files and chunks, not the kernel and not the network.
                a full one at once       │
                the rest at flush        └─failed──▶ kept, uploaded again by the next flush
 
+Who flushes: fsync, close, `write_back` after a while, and whoever needs room.
+
 One task at a time may flush. Nothing between `_seal` and `_sealed.append` awaits, and commits
 take from the front of `_sealed`: so later writes are laid over earlier ones, always.
 
@@ -20,7 +22,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -51,6 +53,10 @@ COMMIT_SECONDS_MIN = 1.0
 FLUSHED_AGAIN_SECONDS = 1.0
 """Who has waited out the deadline in fsync(2) does not wait it out again in the close(2) that follows: a program that
 was killed meanwhile closes its files before it is gone."""
+LATE_SECONDS = 30.0
+"""What was sent to the nodes longer ago, and is not committed, only this mount has known of: a node that is drained may
+have been called empty since, and be gone. So it is asked for before it is committed. An upload to such a node begins at
+most NODES_SECONDS after it is to be drained; with this it is less than `drain_grace_seconds` of the naming servers."""
 EFBIG, ESTALE = 27, 116
 
 
@@ -147,6 +153,8 @@ class FileWriter:
         """Written and not committed."""
         self.mtime_ns = 0
         """Of the last write that is not committed; 0 when there is none."""
+        self.dirty_since = math.inf
+        """No write that is not committed was taken before."""
         self._in_vain: list[_Sealed] = []
         """What was given up though it is stored, or on its way."""
         self._taken = 0
@@ -156,6 +164,8 @@ class FileWriter:
         self.failures = 0
         """How many flushes failed so far; every handle is told of each once."""
         self.last_error: DcsError | None = None
+        self._is_failing = False
+        """The last flush failed."""
         self._timed_out_at = -math.inf
         """When a flush last failed at its deadline."""
 
@@ -191,6 +201,8 @@ class FileWriter:
         if offset + len(data) > FILE_BYTES_MAX:
             raise Refused(EFBIG, "write")
         self._appending = appending
+        if not self.is_dirty:
+            self.dirty_since = trio.current_time()
         self._taken += 1
         view, at = memoryview(data), 0
         for span in spans(offset, len(data), self._chunk_size):
@@ -261,7 +273,9 @@ class FileWriter:
                 return
             async with self._flushing:
                 deadline = trio.current_time() + FLUSH_DEADLINE_SECONDS
-                await self._commit(self._stored_in_front(), deadline, synced=False)
+                batch = self._sealed[: self._stored_in_front()]
+                await self._confirm(batch, deadline, sync=False)
+                await self._commit(len(batch), deadline, synced=False)
         except DcsError as error:
             log.info("inode %d: a commit in the background failed, the next flush tries again: %s", self._ino, error)
         finally:
@@ -269,11 +283,12 @@ class FileWriter:
 
     # ── storing
 
-    async def flush(self, *, sync: bool) -> None:
+    async def flush(self, *, sync: bool, unasked: bool = False) -> None:
         """All that was written before is stored and committed; with `sync`, on stable storage.
 
         Raises what went wrong; what was not stored stays, and the next flush tries again. Who had to wait for another
-        flush, and finds that it has taken these writes along, does not wait for what others wrote meanwhile.
+        flush, and finds that it has taken these writes along, does not wait for what others wrote meanwhile. `unasked`:
+        no program waits for it, so that it fails once, however often it fails, until a flush succeeds.
         """
         now, taken = trio.current_time(), self._taken
         seconds = FLUSHED_AGAIN_SECONDS if now - self._timed_out_at < FLUSHED_AGAIN_SECONDS else FLUSH_DEADLINE_SECONDS
@@ -287,17 +302,20 @@ class FileWriter:
             if self.is_dirty and taken > (self._synced if sync else self._stored):
                 await self._flush(sync, deadline)
         except DcsError as error:
-            self._failed(error)
+            self._failed(error, unasked)
             raise
         finally:
             self._flushing.release()
         if self.failures != failures and self.last_error is not None:
             raise self.last_error  # It was given up meanwhile.
 
-    def _failed(self, error: DcsError) -> None:
-        self.failures += 1
-        self.last_error = error
-        if isinstance(error, Refused) and error.errno == ESTALE:
+    def _failed(self, error: DcsError, unasked: bool) -> None:
+        is_lost = isinstance(error, Refused) and error.errno == ESTALE
+        if is_lost or not (unasked and self._is_failing):
+            self.failures += 1
+            self.last_error = error
+        self._is_failing = not is_lost
+        if is_lost:
             # Others changed the content while this mount's session was over, or what it had stored was collected:
             # it can never be committed. Nor may the kernel go on showing it.
             log.error("inode %d: written data is refused: %s", self._ino, error)
@@ -305,12 +323,12 @@ class FileWriter:
             self._drop_all()
             self._moved()
             return
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable) and not unasked:
             self._timed_out_at = trio.current_time()
         log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
 
     async def _flush(self, sync: bool, deadline: float) -> None:
-        taken = self._taken
+        taken, began = self._taken, trio.current_time()
         for index in sorted(self._dirty):
             self._seal(index, sync=sync)
         batch = list(self._sealed)
@@ -325,23 +343,27 @@ class FileWriter:
                 raise sealed.error
         if any(sealed.uploading for sealed in batch):  # It goes on: the next flush may find it done.
             raise Unavailable("the storage nodes did not take all that was written in time")
-        if sync:
-            await self._sync(batch, deadline)
+        await self._confirm(batch, deadline, sync=sync)
         await self._commit(len(batch), deadline, synced=sync)
+        self._is_failing = False
+        self.dirty_since = began if self.is_dirty else math.inf
         self._stored = taken
         if sync:
             self._synced = taken
 
-    async def _sync(self, batch: list[_Sealed], deadline: float) -> None:
-        """Brings to stable storage what was stored without; a node that does not say so, because it lost power or
-        hangs, is no replica of it. Raises Unavailable when too few are."""
+    async def _confirm(self, batch: list[_Sealed], deadline: float, *, sync: bool) -> None:
+        """The nodes have what comes late, and with `sync` have on stable storage what was stored without. A node that
+        does not say so, because it lost power, is gone or hangs, is no replica of it. Raises Unavailable when too few
+        are left, or without `sync` none."""
+        late_ns = self._parts.now_ns() - int(LATE_SECONDS * 1e9)
         waiting = [
-            (sealed, sealed.stored) for sealed in batch if sealed.stored is not None and not sealed.stored.synced
-        ]
+            (sealed, sealed.stored) for sealed in batch
+            if sealed.stored is not None and (sealed.begun_ns < late_ns or (sync and not sealed.stored.synced))
+        ]  # fmt: skip
         unsynced = [stored for _, stored in waiting]
         if not unsynced:
             return
-        needed = min(self._replicas, self._parts.min_write_replicas)
+        needed = min(self._replicas, self._parts.min_write_replicas) if sync else 1
 
         def enough(confirmed: set[NodeNumber]) -> bool:
             return all(len(confirmed.intersection(s.nodes)) >= min(needed, len(s.nodes)) for s in unsynced)
@@ -353,7 +375,7 @@ class FileWriter:
         deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
         confirmed = await self._parts.barrier(extents, enough, deadline)
         if not enough(confirmed):
-            raise Unavailable("too few storage nodes could bring the data to stable storage")
+            raise Unavailable("too few storage nodes have the data, or could bring it to stable storage")
         for sealed, stored in waiting:
             sealed.stored = replace(stored, nodes=tuple(node for node in stored.nodes if node in confirmed))
 
@@ -447,6 +469,10 @@ class FileWriter:
             first <= sealed.index <= last for sealed in self._sealed
         )
 
+    def rests_on(self, nodes: Collection[NodeNumber]) -> bool:
+        """Whether something lies on one of the nodes that the metadata does not know of."""
+        return any(s.stored is not None and any(node in nodes for node in s.stored.nodes) for s in self._sealed)
+
     # ── giving up
 
     def discard(self) -> None:
@@ -485,6 +511,7 @@ class FileWriter:
         self._in_vain += [sealed for sealed in self._sealed if sealed.uploading or sealed.stored is not None]
         self._sealed.clear()
         self.end = self.mtime_ns = self.bytes = 0
+        self.dirty_since = math.inf
 
     def _let_go(self, sealed: _Sealed) -> None:
         """Gives the buffer's memory back."""

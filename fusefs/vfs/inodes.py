@@ -7,6 +7,8 @@ cache's: sizes and times of writes that are not committed are laid over them.
 
 from __future__ import annotations
 
+import math
+
 from fusefs.vfs.chunk_map import ChunkMap
 from fusefs.vfs.file_reader import FileReader
 from fusefs.vfs.file_writer import FileWriter
@@ -24,6 +26,7 @@ class OpenInode:
         "map",
         "reader",
         "writer",
+        "written_back_at",
         "written_in",
         "written_over",
     )
@@ -36,6 +39,8 @@ class OpenInode:
         self.is_stored_later = False
         """A task of its own tries again and again to store what its handles left, until `kept_until`."""
         self.kept_until = 0.0
+        self.written_back_at = -math.inf
+        """When what is written was last stored unasked, or could not be."""
         self.written_in = SessionNumber(0)
         """The session in which what is not committed was begun, or committed last."""
         self.written_over = 0

@@ -32,6 +32,7 @@ from fusefs.vfs.file_reader import FileReader
 from fusefs.vfs.file_writer import COMMIT_SECONDS_MIN, FileWriter, WriterParts
 from fusefs.vfs.handles import FileHandle, HandleTable
 from fusefs.vfs.inodes import OpenInode
+from fusefs.vfs.write_back import WriteBack
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.checksum import Buffer
 from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
@@ -135,11 +136,13 @@ class OpenFiles:
             nursery, session.now_ns, settings.min_write_replicas, self._lost,
         )  # fmt: skip
 
+        self._write_back = WriteBack(self._open.values, replicas.draining, settings.write_back_seconds)
+
     def statistics(self) -> dict[str, int]:
         return {
             "open_inodes": len(self._open), "handles": len(self._files), "dirty_bytes": self._budget.held_bytes,
             "lost_bytes": self.lost_bytes, "sessions_lost": self._session.sessions_lost,
-            **self._blocks.statistics(), **self._extents.statistics(),
+            **self._blocks.statistics(), **self._extents.statistics(), **self._write_back.statistics(),
         }  # fmt: skip
 
     # ── what is known of inodes
@@ -498,6 +501,10 @@ class OpenFiles:
                 inode.written_in = session  # And over what comes of it, which `committed` notes without an await.
                 return reply
         raise Unavailable("commit: the session was lost twice")
+
+    async def keep_written_back(self) -> None:
+        """What is written to a file that stays open is stored and committed after a while. Until cancelled."""
+        await self._write_back.keep()
 
     async def keep_trimmed(self) -> None:
         """Gives memory back that was only needed while much was written. Until cancelled."""

@@ -15,7 +15,7 @@ import trio.testing
 
 from fusefs.chunks.client import StoredExtent
 from fusefs.settings import FLUSH_DEADLINE_SECONDS
-from fusefs.vfs.file_writer import FLUSHED_AGAIN_SECONDS, FileWriter, WriterParts
+from fusefs.vfs.file_writer import FLUSHED_AGAIN_SECONDS, LATE_SECONDS, FileWriter, WriterParts
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.geometry import Segment
@@ -46,6 +46,7 @@ class MadeUp:
         self.before_store: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.before_commit: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.moves = self.lost = 0
+        self.now_ns = 1
 
     def attributes(self) -> Attributes:
         values = dict.fromkeys(Attributes._fields, 0)
@@ -83,7 +84,7 @@ def make_writer(world: MadeUp, nursery: trio.Nursery, budget_bytes: int = 1 << 2
         return world.attributes()
 
     parts = WriterParts(
-        world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: 1, 2,
+        world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: world.now_ns, 2,
         world.lose,
     )  # fmt: skip
     return FileWriter(world.attributes(), lambda: b"name", parts, committed, world.moved), budget
@@ -289,6 +290,37 @@ async def test_a_node_that_does_not_confirm_a_sync_is_no_replica() -> None:
         await writer.flush(sync=True)
     chunks = world.commits[0]["chunks"]
     assert [unpack_nodes(segments[4]) for segments in chunks[1::2]] == [(NODES[0], NODES[2]), NODES]
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_what_is_committed_long_after_it_was_stored_is_asked_for_before(late: bool) -> None:
+    """The metadata did not know of it: a node that has it may have been drained, called empty and wiped meanwhile."""
+    world = MadeUp()
+    world.confirming = {NODES[1]}
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)
+        await trio.testing.wait_all_tasks_blocked()
+        world.now_ns += int((LATE_SECONDS + 1) * 1e9) if late else 0
+        await writer.write(CHUNK, b"x")
+        await writer.flush(sync=False)
+    chunks = world.commits[0]["chunks"]
+    assert [unpack_nodes(segments[4]) for segments in chunks[1::2]] == [(NODES[1],) if late else NODES, NODES]
+
+
+async def test_what_no_node_has_any_more_is_an_error_of_the_close_that_would_commit_it() -> None:
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)
+        await trio.testing.wait_all_tasks_blocked()
+        world.now_ns += int((LATE_SECONDS + 1) * 1e9)
+        world.confirming = set()
+        with pytest.raises(Unavailable):
+            await writer.flush(sync=False)
+        world.confirming = set(NODES)
+        await writer.flush(sync=False)
+    assert len(world.commits) == 1
 
 
 async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:

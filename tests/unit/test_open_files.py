@@ -15,13 +15,18 @@ import trio.testing
 
 from fusefs.chunks.client import StoredExtent
 from fusefs.chunks.replicas import Replicas
-from fusefs.settings import MountSettings
+from fusefs.metadata.session import NODES_SECONDS
+from fusefs.settings import FLUSH_DEADLINE_SECONDS, WRITE_BACK_SECONDS, MountSettings
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.dirty_ranges import OBJECTS_BYTES, RANGE_BYTES
+from fusefs.vfs.file_writer import COMMIT_SECONDS_MIN, LATE_SECONDS
 from fusefs.vfs.open_files import OpenFiles
+from fusefs.vfs.write_back import LOOK_SECONDS
+from servers.naming.settings import NamingSettings
 from servers.protocol.errors import Unavailable
 from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import Attributes, unpack_attributes
+from servers.protocol.placement import NodeView
 
 CHUNK = 1024
 BYTES_OF_TWO = 2 * (OBJECTS_BYTES + CHUNK + RANGE_BYTES) + 100
@@ -36,17 +41,19 @@ class World:
         self.failing: set[int] = set()
         self.stored: list[tuple[int, bytes]] = []
         self.uploads = self.version = 0
+        self.links = 1
+        self.replicas = Replicas()
         session: Any = SimpleNamespace(
             ask=self.ask, now_ns=lambda: 10**18, saw=lambda _: None, sessions_lost=0, facts=SimpleNamespace(replicas=3)
         )
         metadata: Any = SimpleNamespace(ask=self.ask, ask_in=self.commit, session=SessionNumber(1))
         extents: Any = SimpleNamespace(store=self.store, fetch=None)
         settings = MountSettings(Path("/nowhere"), "", "", dirty_bytes_max=dirty_bytes_max)
-        self.files = OpenFiles(settings, nursery, metadata, session, extents, Replicas(), AttributeCache(1.0))
+        self.files = OpenFiles(settings, nursery, metadata, session, extents, self.replicas, AttributeCache(1.0))
         self.nursery = nursery
 
     def attributes(self, ino: int) -> bytes:
-        fields = [0o100644, 0, 0, 1, 100, 0, 0, 0, 0, 0, 0, 0, CHUNK, 0, self.version, 0, 0, b"", 3, 0]
+        fields = [0o100644, 0, 0, self.links, 100, 0, 0, 0, 0, 0, 0, 0, CHUNK, 0, self.version, 0, 0, b"", 3, 0]
         packed: bytes = msgpack.packb(fields)
         return packed
 
@@ -199,3 +206,115 @@ def test_who_waits_for_room_has_it_soon_after_the_nodes_are_back() -> None:
         await world.files.flush_all()
 
     run(body, dirty_bytes_max=BYTES_OF_TWO)
+
+
+def written_back(body: Callable[[World], Awaitable[None]]) -> None:
+    """Runs the body beside the job that writes back."""
+
+    async def beside(world: World) -> None:
+        world.nursery.start_soon(world.files.keep_written_back)
+        await body(world)
+        world.nursery.cancel_scope.cancel()
+
+    run(beside)
+
+
+def test_what_is_written_slowly_to_a_file_that_stays_open_is_stored_and_committed_once_in_a_while() -> None:
+    """A byte is never older than this; and a commit each time, not for each write."""
+
+    async def body(world: World) -> None:
+        handle = world.open(1)
+        for second in range(60):
+            await world.files.write(handle, second, b"x")
+            await trio.sleep(1)
+            assert sum(len(content) for _, content in world.stored) >= second - WRITE_BACK_SECONDS - LOOK_SECONDS
+        assert 5 <= world.version <= 6
+
+    written_back(body)
+
+
+def test_what_is_closed_soon_is_not_written_back() -> None:
+    async def body(world: World) -> None:
+        handle = world.open(1)
+        await world.files.write(handle, 0, b"x")
+        await trio.sleep(WRITE_BACK_SECONDS - 2 * LOOK_SECONDS)
+        assert world.stored == []
+        await world.files.flush(handle)
+        await trio.sleep(2 * WRITE_BACK_SECONDS)
+        assert world.stored == [(1, b"x")]
+
+    written_back(body)
+
+
+def test_what_could_not_be_stored_in_the_background_is_told_to_every_descriptor_once_and_tried_again() -> None:
+    """However often it was tried in vain; and what was stored in the end is no error to who hears of the file later."""
+
+    async def body(world: World) -> None:
+        world.failing.add(1)
+        one, other = world.open(1), world.open(1)
+        await world.files.write(one, 0, b"x")
+        await trio.sleep(5 * WRITE_BACK_SECONDS)
+        world.failing.clear()
+        await trio.sleep(2 * WRITE_BACK_SECONDS)
+        assert world.stored == [(1, b"x")]
+        late = world.open(1)
+        for handle in (one, other):
+            with pytest.raises(Unavailable):
+                await world.files.fsync(handle)
+            await world.files.fsync(handle)
+        await world.files.fsync(late)
+
+    written_back(body)
+
+
+def test_who_was_told_is_not_told_again_of_what_is_still_not_stored() -> None:
+    async def body(world: World) -> None:
+        world.failing.add(1)
+        handle = world.open(1)
+        await world.files.write(handle, 0, b"x")
+        with pytest.raises(Unavailable):
+            await world.files.fsync(handle)
+        await trio.sleep(3 * WRITE_BACK_SECONDS)
+        world.failing.clear()
+        await world.files.fsync(handle)
+
+    written_back(body)
+
+
+def test_a_file_that_cannot_be_stored_keeps_no_other_from_being_written_back() -> None:
+    async def body(world: World) -> None:
+        count = 50
+        handles = [world.open(ino) for ino in range(1, count + 1)]
+        world.failing.update(range(1, count))
+        for handle in handles:
+            await world.files.write(handle, 0, b"x")
+        await trio.sleep(3 * WRITE_BACK_SECONDS)
+        assert world.stored == [(count, b"x")]
+        world.failing.clear()
+
+    written_back(body)
+
+
+@pytest.mark.parametrize("drained", [False, True])
+def test_what_has_no_name_is_written_back_only_where_its_node_is_drained(drained: bool) -> None:
+    """Nobody reads it after this mount. But this one does, and no drain waits for what the metadata does not know."""
+
+    async def body(world: World) -> None:
+        world.links = 0
+        handle = world.open(1)
+        await world.files.write(handle, 0, b"x" * (CHUNK + 1))
+        await trio.sleep(3 * WRITE_BACK_SECONDS)
+        assert len(world.stored) == 1
+        if drained:
+            world.replicas.update([NodeView(NODES[1], "uuid", "there", "alive", 1, 1, 1, "space", draining=True)])
+        await trio.sleep(2 * LOOK_SECONDS)
+        assert len(world.stored) == (2 if drained else 1)
+
+    written_back(body)
+
+
+def test_what_is_stored_on_a_node_that_is_drained_is_committed_before_the_node_is_called_empty() -> None:
+    """A mount knows late of it, looks late, and stores as slowly as it may."""
+    grace = NamingSettings.model_fields["drain_grace_seconds"].default
+    assert grace > NODES_SECONDS + LOOK_SECONDS + FLUSH_DEADLINE_SECONDS + COMMIT_SECONDS_MIN
+    assert grace > NODES_SECONDS + LATE_SECONDS
