@@ -62,8 +62,8 @@ def is_whole(cluster: Cluster) -> bool:
 
 @pytest.mark.timeout(150)
 @pytest.mark.fault("S1")
-def test_copies_lie_on_both_racks_and_do_so_again_when_a_node_died(six: Cluster, mount: Mount) -> None:
-    """Of two copies each, as they are written, and when those of a dead node were made anew."""
+def test_copies_lie_on_both_racks_and_do_so_again_when_a_node_dies_and_returns(six: Cluster, mount: Mount) -> None:
+    """Of two copies each: as they are written, when those of a dead node were made anew, and when it is back."""
 
     def racks(extent: str) -> set[str]:
         return {node.environment["RACK"] for node in holders(six).get(extent, ())}
@@ -82,6 +82,8 @@ def test_copies_lie_on_both_racks_and_do_so_again_when_a_node_died(six: Cluster,
     assert all(racks(extent) == {"east", "west"} for extent in extents)
     victim.start()
     six.wait_alive(6)
+    wait_for(lambda: all(len(holders(six)[extent]) == 2 for extent in extents), "no copy is one too many", 60)
+    assert all(racks(extent) == {"east", "west"} for extent in extents)
 
 
 @pytest.mark.timeout(200)
