@@ -20,7 +20,7 @@ for command in (
     files.create, files.read, files.size, files.delete,
     directories.ls, directories.stat, directories.mkdir, directories.rmdir, directories.mv,
     cluster_state.status, cluster_state.nodes, cluster_state.explain, cluster_state.fsck,
-    cluster_state.drain, cluster_state.undrain, directories.setrep, directories.setchunk,
+    cluster_state.drain, cluster_state.undrain, cluster_state.forget, directories.setrep, directories.setchunk,
     garbage.gc, trash.trash, trash.restore,
     local.umount, local.up,
 ):  # fmt: skip

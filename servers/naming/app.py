@@ -34,6 +34,7 @@ from servers.naming.routes.cluster import cluster_routes
 from servers.naming.routes.deletions import deletion_routes
 from servers.naming.routes.extents import extent_routes
 from servers.naming.routes.files import file_routes
+from servers.naming.routes.nodes import node_routes
 from servers.naming.routes.trash import trash_routes
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError, Refused, TooFewNodes, TryAgain
@@ -61,6 +62,7 @@ def make_app(service: Service) -> FastAPI:
         title="Distributed Chunk Storage: naming server", description=DESCRIPTION, lifespan=_lifespan(service, checks)
     )
     app.include_router(file_routes(service))
+    app.include_router(node_routes(service))
     app.include_router(cluster_routes(service))
     app.include_router(extent_routes(service, checks))
     app.include_router(deletion_routes(service))

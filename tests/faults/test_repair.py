@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import statistics
 import threading
 import time
@@ -249,3 +250,34 @@ def test_what_waits_to_be_deleted_or_is_said_to_be_damaged_is_of_use_again(make_
         assert cluster.rest("POST", "/v1/damage", damage).json() == {"new": 1}
     wait_for(lambda: not cluster.status()["damaged"], "the copies were read again")
     wait_for(lambda: not cluster.status()["missing"], "nothing is missed")
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.fault("S12")
+def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster: MakeCluster) -> None:
+    """Nothing waits for it any more; it is refused with its old disk, and a new node with an emptied one."""
+    cluster = make_cluster(4, DEAD_AFTER_SECONDS="8", REPAIR_WAIT_SECONDS="2", DRAIN_GRACE_SECONDS="3")
+    cluster.write("/stays", os.urandom(4 * MIB))
+    cluster.write("/goes", os.urandom(MIB))
+    for name in ("/stays", "/goes"):
+        cluster.dcs("setrep", "4", name)
+        cluster.wait_whole(name, 4)
+    gone = cluster.nodes[0]
+    gone.kill()
+    cluster.wait_state(gone, "dead")
+    cluster.dcs("delete", "/goes")
+    cluster.dcs("setrep", "3", "/stays")
+    assert "empty it first" in cluster.dcs("forget", str(gone.number), expect=1).stderr.decode()
+    cluster.dcs("drain", str(gone.number), "--wait")
+    cluster.dcs("forget", str(gone.number))
+    cluster.wait_clean()
+    assert {row["id"] for row in cluster.dcs_json("nodes")} == {node.number for node in cluster.nodes[1:]}
+    gone.start()
+    wait_for(lambda: "it was forgotten" in gone.log.read_text(), "the node is refused")
+    assert len(cluster.dcs_json("nodes")) == 3
+    gone.stop()
+    shutil.rmtree(gone.data_dir)
+    gone.data_dir.mkdir()
+    gone.start()
+    cluster.wait_alive(4)
+    assert gone.number == 5

@@ -479,6 +479,19 @@ def test_a_node_is_drained_until_it_is_not(volume: Volume) -> None:
     assert volume.call("nodes")[3::3] == [0]
 
 
+def test_a_node_is_forgotten_when_it_is_emptied_and_silent(volume: Volume) -> None:
+    """And refused from then on; its number is not used again."""
+    volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)
+    assert volume.errno("forget", node=2, silent_ms=0) == errno.ENOENT
+    assert volume.errno("forget", node=1, silent_ms=0) == errno.EBUSY
+    volume.call("drain", node=1, drain=True)
+    assert volume.errno("forget", node=1, silent_ms=60_000) == errno.EBUSY
+    volume.call("forget", node=1, silent_ms=0)
+    assert volume.call("nodes")[1:] == []
+    assert volume.errno("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT) == errno.ESTALE
+    assert volume.call("heartbeat", uuid="m", address="a:1", volume="", seq=0, **HEARTBEAT)[0] == 2
+
+
 def test_a_full_redis_still_deletes(volume: Volume, session: Session) -> None:
     """Making is ENOSPC (an OOM error that the store translates), unlinking and cutting work."""
     made = session.create(1, b"f")

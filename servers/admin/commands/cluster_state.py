@@ -25,6 +25,9 @@ from servers.protocol.errors import TryAgain, Unavailable
 
 FINDINGS_SHOWN = 20
 DRAIN_LOOK_SECONDS = 1.0
+NodeArgument = Annotated[
+    int, typer.Argument(min=1, max=65535, metavar="NODE", help="Its number, as `dcs nodes` shows it.")
+]
 OK = "ok"
 """What a naming server says of itself when all is well."""
 
@@ -141,12 +144,12 @@ def _repair(r: dict[str, Any]) -> str:
 
 def drain(
     ctx: typer.Context,
-    node: Annotated[int, typer.Argument(min=1, max=65535, metavar="NODE", help="Its number, as `dcs nodes` shows it.")],
+    node: NodeArgument,
     wait: Annotated[bool, typer.Option("--wait", help="Return when it may be switched off.")] = False,
 ) -> None:
-    """Empty a storage node: it takes nothing new, and what it has is copied to others.
+    """Empty a storage node: it takes nothing new, and what it has is copied to others; of a dead one, what others have.
 
-    `dcs nodes` tells when it is drained and may be switched off.
+    `dcs nodes` tells when it is drained and may be switched off; dcs forget if it will not come back.
     """
 
     async def work(connection: Connection) -> None:
@@ -165,7 +168,7 @@ async def _is_drained(connection: Connection, node: int) -> bool:
 
 def undrain(
     ctx: typer.Context,
-    node: Annotated[int, typer.Argument(min=1, max=65535, metavar="NODE", help="Its number, as `dcs nodes` shows it.")],
+    node: NodeArgument,
 ) -> None:
     """Let a storage node that was drained take new copies again."""
 
@@ -174,6 +177,22 @@ def undrain(
 
     run(naming_urls(ctx), work)
     typer.echo(f"node {node} is one like any other again")
+
+
+def forget(
+    ctx: typer.Context,
+    node: NodeArgument,
+) -> None:
+    """Forget a storage node that is drained, switched off and will not come back.
+
+    It is refused should it come back; with an emptied disk it is a new node.
+    """
+
+    async def work(connection: Connection) -> None:
+        await connection.naming.json("DELETE", f"/v1/nodes/{node}")
+
+    run(naming_urls(ctx), work)
+    typer.echo(f"node {node} is forgotten")
 
 
 def explain(ctx: typer.Context, path: Name, json: Json = False) -> None:

@@ -45,16 +45,17 @@ class Dropped:
     async def _delete(self, rows: Sequence[Any], mine: Collection[Replica]) -> None:
         views = {view.number: view for view in await self._service.nodes()}
         by_node: dict[NodeNumber, list[ExtentId]] = {}
+        done = {row for row in rows[::2] if _replica(row)[1] not in views}  # Its node is forgotten.
         for row, nodes in zip(rows[::2], rows[1::2], strict=True):
             extent, number = _replica(row)
             others = unpack_nodes(nodes)
             alive = sum(n in views and views[n].state == "alive" for n in others)
-            if (extent, number) in mine and alive >= min(len(others), COPIES_LEFT_MIN):
+            if row not in done and (extent, number) in mine and alive >= min(len(others), COPIES_LEFT_MIN):
                 by_node.setdefault(number, []).append(extent)  # Of the others one may be needed again.
         gone = await asyncio.gather(
             *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
         )
-        done = {e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents}
+        done |= {e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents}
         left = [row for row in rows[::2] if row not in done]
         await self._service.store.ask("dropped_done", gone=list(done), left=left, retry_ms=int(RETRY_SECONDS * 1000))
 

@@ -56,6 +56,7 @@ async def delete_condemned(service: Service) -> None:
         nodes = {node.number: node for node in await service.nodes()}
         by_node: dict[NodeNumber, list[ExtentId]] = {}
         for extent, numbers in pending.items():
+            numbers.intersection_update(nodes)  # The others are forgotten, with all they had.
             for number in numbers:
                 by_node.setdefault(number, []).append(extent)
         answers = await asyncio.gather(*(delete_on(service, nodes.get(n), wanted) for n, wanted in by_node.items()))

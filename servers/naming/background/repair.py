@@ -71,7 +71,7 @@ BYTES_PER_NODE = 64 * 1024 * 1024
 MOVES_PER_CALL = 32
 ORDER_SECONDS = 60.0
 ORDER_BYTES_PER_SECOND_MIN = 1e6
-REFUSED_SECONDS = 60.0
+REFUSED_SECONDS = TRY_AGAIN_SECONDS = 60.0
 UNREACHED_SECONDS = 3.0
 """A node that could not be reached may only be starting; one that stays away is soon suspect, and not asked at all."""
 SURVEY_COUNT = 64
@@ -132,6 +132,7 @@ class Repair:
         self._thin_cursor = self._damaged_cursor = b"0"
         self._damaged_seen: set[Replica] = set()
         self._read_again_at: dict[Replica, float] = {}
+        self._tried_again_at = time.monotonic()
         self._told: bytes = b""
 
     @property
@@ -198,16 +199,16 @@ class Repair:
         await self._take_recounted()
         await self._look_after_idle()
         refused = {replica: until for replica, until in self._refused.items() if until > now}
-        if len(refused) < len(self._refused):
+        if len(refused) < len(self._refused) or now - self._tried_again_at > TRY_AGAIN_SECONDS:
             self._try_again()
         self._refused = refused
         return True
 
     def _try_again(self) -> None:
         """What could not be done before may be possible now."""
+        self._tried_again_at = time.monotonic()
         for held in self._idle.drain():
             self._put(self._queue, held)
-        self._is_survey_wanted |= self._surveyed is not None and bool(self._surveyed.beyond)
 
     async def _look_after_idle(self) -> None:
         """Forgets those of them that no file shows any more; some in each turn."""

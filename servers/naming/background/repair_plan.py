@@ -181,7 +181,7 @@ def _best_first(numbers: Iterable[NodeNumber], outlook: Outlook, chance: random.
 def _drop(held: Held, outlook: Outlook, staying: list[NodeNumber]) -> Drop | None:
     """One copy that is not wanted any more, if enough good ones that stay are alive."""
     alive = [n for n in staying if outlook.views[n].state == "alive"]
-    unwanted = [n for n in held.nodes if n in outlook.readable and n not in staying]
+    unwanted = [n for n in held.nodes if n not in staying and not _may_come_back(n, outlook)]
     if unwanted:
         node = unwanted[0]
     elif len(alive) > held.target:
@@ -192,6 +192,12 @@ def _drop(held: Held, outlook: Outlook, staying: list[NodeNumber]) -> Drop | Non
     if not alive or len(alive) < held.target:
         return None
     return Drop(held, node, tuple(outlook.views[n] for n in alive))
+
+
+def _may_come_back(number: NodeNumber, outlook: Outlook) -> bool:
+    """It is dead, but nobody said that it is gone for good: then what it has is of use again."""
+    view = outlook.views.get(number)
+    return view is not None and view.state == "dead" and not view.draining
 
 
 def least_useful(numbers: list[NodeNumber], outlook: Outlook) -> NodeNumber:

@@ -50,7 +50,7 @@ end
 
 -- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms, store_ms?} -> node
 -- number, volume's uuid, seq, why it is in SAFE mode or '', now in ms
--- EXDEV for a node of another volume. A node that was told of a later change than is here: SAFE mode.
+-- EXDEV for a node of another volume, ESTALE for one that was forgotten. A node that was told of a later change than is here: SAFE mode.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
   volume = 'bytes', seq = 'count', silence_ms = 'count', calm_ms = 'count', store_ms = 'count?',
@@ -60,6 +60,7 @@ internal('heartbeat', {}, {
   if a.volume ~= '' and a.seq > seq then
     enter_safe_mode(c, string.format('the metadata ends at change %d, but a storage node knows of %d', seq, a.seq))
   end
+  if call('SISMEMBER', c.K .. ':forgotten', a.uuid) == 1 then return { ESTALE } end
   local number = call('HGET', numbers, a.uuid)
   if not number then
     number = text(call('HINCRBY', c.K .. ':volume', 'next_node', 1))
@@ -94,6 +95,19 @@ internal('drain', {}, { node = 'count', drain = 'flag' }, function(c, a)
   else
     call('HDEL', c.K .. ':draining', number)
   end
+  return { 0 }
+end)
+
+-- forget {node, silent_ms} -> ; it will not come back. ENOENT for one that is not known, EBUSY for one that was heard
+-- of within so long, or that is not being emptied.
+internal('forget', {}, { node = 'count', silent_ms = 'count' }, function(c, a)
+  local number = text(a.node)
+  local record = call('HGET', c.K .. ':nodes', number)
+  if not record then return { ENOENT } end
+  local node = unpack_value(record)
+  if c.ms - node[8] < a.silent_ms or call('HEXISTS', c.K .. ':draining', number) == 0 then return { EBUSY } end
+  call('SADD', c.K .. ':forgotten', node[1])
+  for _, key in ipairs({ ':nodes', ':draining', ':node_facts', ':doubted', ':judged' }) do call('HDEL', c.K .. key, number) end
   return { 0 }
 end)
 
