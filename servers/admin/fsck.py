@@ -24,6 +24,8 @@ from servers.protocol.placement import NodeView
 POLL_SECONDS = 0.5
 REPAIR_POLL_SECONDS = 2.0
 VERIFIED_AT_ONCE_MAX = 8
+CONFLICT = 409
+WALKS_MAX = 3
 EXTENTS_PER_CALL = 128
 """A node opens a file for each; where nothing is cached a slow disk takes some 30 ms for it, and has 10 s for all."""
 
@@ -206,8 +208,15 @@ class _Comparison:
 
     async def _read_shown(self) -> None:
         after: str | None = "0"
+        walks = 1
         while after is not None:
-            page = await self._connection.naming.json("GET", f"/v1/extents?after={after}")
+            try:
+                page = await self._connection.naming.json("GET", f"/v1/extents?after={after}")
+            except ServerRefused as error:
+                if error.status != CONFLICT or walks == WALKS_MAX:
+                    raise
+                after, walks = "0", walks + 1  # Redis was started again: what was seen so far is true all the same.
+                continue
             for row in page["extents"]:
                 extent = parse_extent_text(row["id"])
                 shown = self._shown.get(extent)

@@ -106,9 +106,9 @@ class RedisStore:
         """For what writes; None where Redis has no replicas."""
         self._primary: Primary | None = None
         self._has_quorum = True
-        self.connections = 0
-        """How often it has connected. A cursor of SCAN is good within one process of Redis alone: after a restart or a
-        failover whoever goes on with an older one leaves keys out."""
+        self.process = ""
+        """Of Redis, the one that is worked with, by its run_id. A cursor of SCAN is good in no other: whoever goes on
+        with it after a restart or a failover leaves keys out."""
         self._connected = asyncio.Event()
         self._uuid = b""
         self._uuid_to_make = uuid4().hex
@@ -281,7 +281,6 @@ class RedisStore:
                 self._note(error if isinstance(error, UnsafeRedis) else away)
                 await asyncio.sleep(RECONNECT_SECONDS)
                 continue
-            self.connections += 1
             self._connected.set()
             try:
                 await self._watch(connection)
@@ -388,6 +387,8 @@ class RedisStore:
                     raise TryAgain(f"{self._primary.endpoint} is not the primary yet, or no more: its role is {role}")
                 self._changes = ReplicatedChanges(await self._connect(), self._key + b":volume", self._saw)
             await self._check_durability(connection)
+            found = re.search(rb"^run_id:(\w+)", await connection.send("INFO", "server"), re.MULTILINE)
+            self.process = found[1].decode() if found else ""
             await self._load(connection)
             await self._open_volume(self._changes or connection)
         return connection

@@ -260,6 +260,14 @@ def test_a_file_that_is_being_filled_is_no_finding(rest: Rest) -> None:
     rest.ask("DELETE", f"/files/{file_id}", expect=404)
 
 
+def test_a_walk_over_all_extents_does_not_go_on_in_another_redis(rest: Rest) -> None:
+    """Its cursor would leave some out."""
+    told = rest.ask("GET", "/v1/extents?after=7-0123456789abcdef", expect=409)
+    assert "begin anew" in told["detail"]
+    process = rest.cluster.ask_redis("INFO", "server").split("run_id:")[1].split()[0]
+    assert rest.ask("GET", f"/v1/extents?after=0-{process}")["next"] is None
+
+
 def test_too_few_nodes_is_the_documented_500(rest: Rest) -> None:
     """Fewer than three live servers: nothing is placed. Last in this module, it takes a node down for a while."""
     node = rest.cluster.nodes[0]

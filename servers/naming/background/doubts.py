@@ -32,8 +32,8 @@ class Doubts:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._cursor = "0"
-        self._connection = 0
-        """Of the store, which the cursor belongs to."""
+        self._process = ""
+        """Of Redis, which the cursor belongs to."""
         self._asked: dict[NodeNumber, int] = {}
         """The nodes of this pass, and since when each is in doubt."""
         self.missing = 0
@@ -41,12 +41,12 @@ class Doubts:
 
     async def run(self) -> None:
         for _ in range(PAGES_PER_RUN):
-            if self._connection != self._service.store.connections:
-                self._connection, self._cursor = self._service.store.connections, "0"
+            if self._process != self._service.store.process:
+                self._process, self._cursor = self._service.store.process, "0"
             if self._cursor == "0" and not await self._begin():
                 return
             await self._page()
-            if self._cursor == "0" and self._connection == self._service.store.connections:
+            if self._cursor == "0" and self._process == self._service.store.process:
                 await self._end()
 
     async def _begin(self) -> bool:

@@ -89,8 +89,8 @@ class Survey:
     """One walk over all files."""
 
     signature: tuple[object, ...]
-    connection: int
-    """Of the store: in another process of Redis the cursor leaves keys out."""
+    process: str
+    """Of Redis, which the cursor belongs to."""
     began_at: float
     ended_at: float = 0.0
     cursor: bytes = b"0"
@@ -114,7 +114,7 @@ class Repair:
     def _begin(self, epoch: int) -> None:
         """Nothing is known: somebody else may have led meanwhile."""
         self._epoch = epoch
-        self._connection = 0
+        self._process = ""
         self._outlook = UNSEEN
         self._draining: dict[NodeNumber, float] = {}
         self._listening_since = time.monotonic()
@@ -190,8 +190,8 @@ class Repair:
         if now - self._listening_since < LISTEN_SECONDS:
             return False
         self._note(members, now - self._listening_since)
-        if store.connections != self._connection:
-            self._connection = store.connections
+        if store.process != self._process:
+            self._process = store.process
             self._thin_cursor = self._damaged_cursor = b"0"
             self._damaged_seen = set(self._damaged)
         await self._take_damaged()
@@ -306,9 +306,9 @@ class Repair:
 
     def _due_survey(self) -> Survey | None:
         """The walk to go on with, or a new one; None when there is no need for one now."""
-        connection = self._service.store.connections
+        process = self._service.store.process
         going_on = self._survey
-        if going_on and (going_on.signature, going_on.connection) == (self._signature, connection):
+        if going_on and (going_on.signature, going_on.process) == (self._signature, process):
             return going_on
         last, now = self._surveyed, time.monotonic()
         if going_on or last is None or last.signature != self._signature:
@@ -322,7 +322,7 @@ class Repair:
         self._survey = None
         if is_due:
             self._is_survey_wanted = False
-            self._survey = Survey(self._signature, connection, now, unseen={held.extent for held in self._idle})
+            self._survey = Survey(self._signature, process, now, unseen={held.extent for held in self._idle})
         return self._survey
 
     async def _survey_step(self, survey: Survey, outlook: Outlook) -> None:
@@ -340,7 +340,7 @@ class Repair:
                 self._judge(survey, outlook, held_of(rows))
                 if cursor == b"0":
                     break
-        if survey.cursor == b"0" and survey.connection == self._service.store.connections:
+        if survey.cursor == b"0" and survey.process == self._service.store.process:
             survey.ended_at = time.monotonic()
             self._surveyed, self._survey = survey, None
             for extent in survey.unseen:  # Nothing is wrong with them any more.

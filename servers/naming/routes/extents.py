@@ -85,26 +85,34 @@ def extent_routes(service: Service, checks: DamageChecks) -> APIRouter:
         verdicts = await store.ask("known", extents=extents)
         return Known(extents={text: VERDICTS[v] for text, v in zip(asked.extents, verdicts, strict=True)})
 
-    @routes.get("/v1/extents")
-    async def referenced(after: Annotated[int, Query(ge=0, lt=2**64)] = 0) -> Referenced:
+    @routes.get("/v1/extents", responses=refusals(409))
+    async def referenced(after: Annotated[str, Query(pattern=r"^[0-9]{1,19}(-[0-9a-f]{1,40})?$")] = "0") -> Referenced:
         """The extents that files show, in pages: every one that is there all the while comes at least once.
 
-        Without those of files that nobody can read yet, because they are not finalized."""
-        key = prefix(service.settings.volume) + ":m:"
-        cursor, keys = await store.command("SCAN", str(after), "MATCH", glob_literal(key) + "*", "COUNT", "1000")
-        found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
-        for name in keys:
-            inode = int(name[len(key) :])
-            if not await _is_readable(service, inode):
-                continue
-            rows = await store.command("HGETALL", name)
-            for index, blob in zip(rows[::2], rows[1::2], strict=True):
-                flat = msgpack.unpackb(blob, raw=True)
-                for i in range(0, len(flat), 5):
-                    _note(found, flat[i : i + 5], inode, int(index))
-        return Referenced(extents=list(found.values()), next=None if cursor == b"0" else cursor.decode())
+        `after`: what the page before calls `next`; 409 when Redis was started again meanwhile, or another has taken its
+        place: then begin anew. Without those of files that nobody can read yet, because they are not finalized."""
+        return await _page(service, after)
 
     return routes
+
+
+async def _page(service: Service, after: str) -> Referenced:
+    key, (begin, _, process) = prefix(service.settings.volume) + ":m:", after.partition("-")
+    cursor, keys = await service.store.command("SCAN", begin, "MATCH", glob_literal(key) + "*", "COUNT", "1000")
+    if process not in ("", service.store.process):
+        raise HTTPException(409, "this is not the Redis any more that gave the page before: begin anew")
+    found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
+    for name in keys:
+        inode = int(name[len(key) :])
+        if not await _is_readable(service, inode):
+            continue
+        rows = await service.store.command("HGETALL", name)
+        for index, blob in zip(rows[::2], rows[1::2], strict=True):
+            flat = msgpack.unpackb(blob, raw=True)
+            for i in range(0, len(flat), 5):
+                _note(found, flat[i : i + 5], inode, int(index))
+    following = "" if cursor == b"0" else f"{cursor.decode()}-{service.store.process}"
+    return Referenced(extents=list(found.values()), next=following or None)
 
 
 async def _is_readable(service: Service, inode: int) -> bool:
