@@ -18,7 +18,7 @@ import trio
 from fusefs.metadata.client import MetadataClient
 from fusefs.settings import METADATA_DEADLINE_SECONDS, SESSION_RENEW_SECONDS
 from servers.client.naming import NamingClient
-from servers.protocol.errors import DcsError, SessionLost
+from servers.protocol.errors import DcsError, SessionLost, TryAgain
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
 from servers.protocol.placement import NodeView
 
@@ -59,6 +59,8 @@ class Session:
         self._last_ns = 0
         self._renew_seconds = SESSION_RENEW_SECONDS
         self._renewing = trio.Lock()
+        self._failures = 0
+        """How often another session could not be opened."""
         self.sessions_lost = 0
         self.facts = Facts("", 0, 0)
 
@@ -125,12 +127,19 @@ class Session:
 
     async def renew_lost(self, lost: SessionNumber) -> None:
         """There is another session in place of the one that is over, whoever noticed. Raises what `open` raises."""
+        failures = self._failures
         async with self._renewing:
             if self._metadata.session != lost:
                 return
+            if self._failures != failures:  # Who has waited while another tried in vain does not wait as long again.
+                raise TryAgain("the session is over, and no other could be opened")
             log.warning("session %d is over; opening another", lost)
+            try:
+                await self.open()
+            except DcsError:
+                self._failures += 1
+                raise
             self.sessions_lost += 1
-            await self.open()
             self._on_new_session()
 
     async def _keep_nodes(self) -> None:

@@ -1,4 +1,4 @@
-"""The mount's idea of the volume's time."""
+"""The mount's idea of the volume's time, and its way to another session."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
 from servers.client.naming import NamingClient
+from servers.protocol.errors import TryAgain
+from servers.protocol.ids import SessionNumber
 
-pytestmark = pytest.mark.anyio
 SECOND = 1_000_000_000
 
 
@@ -27,6 +29,7 @@ class Volume:
     def __init__(self, ahead_ns: int, answers_after: float) -> None:
         self._ahead_ns = ahead_ns
         self._answers_after = answers_after
+        self.is_away = False
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
         await trio.sleep(self._answers_after / 2)
@@ -35,9 +38,14 @@ class Volume:
         facts = {b"uuid": b"", b"chunk_size": 1024, b"replicas": 3, b"lease_ms": 60_000}
         return [1, {b"s": now // SECOND, b"ns": now % SECOND, **facts}]
 
+    session = 1
+
     def begin_session(self, number: int) -> None: ...
 
     async def nodes(self) -> list[Any]:
+        if self.is_away:
+            await trio.sleep(30)
+            raise TryAgain("away")
         return []
 
 
@@ -49,12 +57,14 @@ async def opened(volume: Volume) -> Session:
     return session
 
 
+@pytest.mark.anyio
 async def test_the_volumes_time_is_known_and_never_ahead() -> None:
     """However long the answer took."""
     session = await opened(Volume(3600 * SECOND, answers_after=0.4))
     assert 0 <= time.time_ns() + 3600 * SECOND - session.now_ns() < SECOND
 
 
+@pytest.mark.anyio
 async def test_time_only_goes_forward_and_is_after_all_that_was_seen() -> None:
     session = await opened(Volume(0, answers_after=0.0))
     times = [session.now_ns() for _ in range(1000)]
@@ -67,9 +77,33 @@ async def test_time_only_goes_forward_and_is_after_all_that_was_seen() -> None:
     assert session.now_ns() < seen + SECOND, "somebody's clock was wrong"
 
 
+@pytest.mark.anyio
 async def test_a_wall_clock_that_is_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     session = await opened(Volume(0, answers_after=0.0))
     before, real = session.now_ns(), time.time_ns
     for hours in (1, -1):
         monkeypatch.setattr(time, "time_ns", lambda hours=hours: real() + hours * 3600 * SECOND)
         assert 0 < session.now_ns() - before < 10 * SECOND
+
+
+def test_who_waits_while_another_opens_a_session_in_vain_does_not_wait_again() -> None:
+    """Ten calls whose session is over while the naming server is away: each has one deadline, not ten."""
+
+    async def main() -> None:
+        volume = Volume(0, answers_after=0.0)
+        session = await opened(volume)
+        volume.is_away = True
+
+        async def call() -> None:
+            with pytest.raises(TryAgain):
+                await session.renew_lost(SessionNumber(1))
+
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(call)
+        assert trio.current_time() - began < 31
+        await call()
+        assert trio.current_time() - began > 59
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
