@@ -4,7 +4,7 @@ Called by the file system; knows verbs and sessions, not what they mean. An oper
 at once while a connection is free; those that wait at the same moment then travel together.
 What got no answer is sent again with the same numbers, so it takes effect once, until the
 deadline. The next operation then says that it was given up: if it has not taken effect by
-that time, it never will.
+that time, it never will. Or its caller keeps it, and asks again later, under the same number.
 
 The task that asks carries the batch; nothing between taking operations from `_waiting` and
 sending them awaits.
@@ -20,13 +20,14 @@ import trio
 
 from fusefs.settings import METADATA_DEADLINE_SECONDS, METADATA_FIRST_BYTE_SECONDS
 from servers.client.naming import NamingClient, read_reply
-from servers.protocol.errors import SessionLost, TryAgain, Unavailable
+from servers.protocol.errors import Refused, SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import OP_WINDOW, OPERATIONS_PER_BATCH_MAX
 from servers.protocol.naming_api import MUTATIONS, Operation, pack_arguments
 
 log = logging.getLogger(__name__)
 
+ENOSPC = 28
 BATCHES_AT_ONCE_MAX = 4
 BATCH_BYTES_SOFT = 4 * 1024 * 1024
 RETRY_SECONDS = 0.1
@@ -44,6 +45,34 @@ class _Waiting:
         self.reply: bytes | None = None
         self.error: Exception | None = None
         self.answered: trio.Event | None = None
+
+
+class Kept:
+    """A mutation that is asked again, under its own number, until it is known what became of it: done a second time,
+    under another, it could undo what others did in between. Open from its sending to its answer."""
+
+    __slots__ = ("_client", "operation", "session")
+
+    def __init__(self) -> None:
+        self._client: MetadataClient | None = None
+        self.session = SessionNumber(0)
+        self.operation: Operation | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.operation is not None
+
+    def begin(self, client: MetadataClient, operation: Operation) -> None:
+        self._client, self.session, self.operation = client, client.session, operation
+
+    def end(self) -> None:
+        self.operation = None
+
+    def withdraw(self) -> None:
+        """Nobody asks again: if it has not taken effect by the next operation, it never will."""
+        if self._client is not None:
+            self._client.withdraw(self)
+        self.end()
 
 
 class MetadataClient:
@@ -75,16 +104,14 @@ class MetadataClient:
         """The verb's results. Raises Refused, SessionLost, and Unavailable at the deadline."""
         return await self.ask_in(None, METADATA_DEADLINE_SECONDS, verb, **arguments)
 
-    async def ask_in(self, wanted: SessionNumber | None, seconds: float, verb: str, /, **arguments: Any) -> list[Any]:
+    async def ask_in(
+        self, wanted: SessionNumber | None, seconds: float, verb: str, /, kept: Kept | None = None, **arguments: Any
+    ) -> list[Any]:
         """As `ask`, with a deadline of so many seconds; a mutation in that session or not at all. Raises SessionLost
-        when another has begun."""
+        when another has begun. One that is `kept` is not given up at the deadline: see `ask_again`."""
         if verb not in MUTATIONS:
             return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments)), seconds))
-        while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
-            # Looked at again after a while in any case: a new session forgets what was outstanding, and wakes nobody.
-            with trio.move_on_after(RETRY_SECONDS_MAX):
-                async with self._room:
-                    await self._room.wait()
+        await self._wait_for_window(verb, seconds)
         if wanted not in (None, self.session):
             raise SessionLost(f"{verb}: the session is over")
         self._n += 1
@@ -93,21 +120,67 @@ class MetadataClient:
         given_up = list(self._given_up)
         if given_up:
             arguments["given_up"] = given_up
+        operation = Operation(verb, n, pack_arguments(arguments))
+        if kept is not None:
+            kept.begin(self, operation)
         try:
-            reply = await self._send(Operation(verb, n, pack_arguments(arguments)), seconds)
+            reply = await self._send(operation, seconds)
             if session == self.session:
                 for number in given_up:
                     self._given_up.pop(number, None)
-            return read_reply(verb, reply)
+            return _read(verb, reply, kept)
+        except SessionLost:
+            if kept is not None:
+                kept.end()
+            raise
         except Unavailable:
-            if session == self.session:
+            if session == self.session and kept is None:
                 self._give_up(n)
             raise
         finally:
-            if session == self.session:
-                self._outstanding.pop(n, None)
-                if self._n - n >= OP_WINDOW // 4:
-                    self._nursery.start_soon(self._wake)
+            if kept is None or not kept.is_open:
+                self._settle(session, n)
+
+    async def _wait_for_window(self, verb: str, seconds: float) -> None:
+        """The oldest operation without an answer is not too far behind. Raises Unavailable after so many seconds."""
+        deadline = trio.current_time() + seconds
+        while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
+            if trio.current_time() >= deadline:
+                raise Unavailable(f"{verb}: an operation long before it has no answer yet")
+            # Looked at again after a while in any case: a new session forgets what was outstanding, and wakes nobody.
+            with trio.move_on_after(RETRY_SECONDS_MAX):
+                async with self._room:
+                    await self._room.wait()
+
+    async def ask_again(self, kept: Kept, seconds: float) -> list[Any]:
+        """The results of a mutation that was kept, and is done now if it was not yet. Raises as `ask`; SessionLost when
+        the session is over, so that nobody can tell."""
+        operation = kept.operation
+        if operation is None:
+            raise ValueError("the operation is answered")
+        try:
+            if kept.session != self.session:
+                raise SessionLost(f"{operation.verb}: the session is over")
+            return _read(operation.verb, await self._send(operation, seconds), kept)
+        except SessionLost:
+            kept.end()
+            raise
+        finally:
+            if not kept.is_open:
+                self._settle(kept.session, operation.n)
+
+    def withdraw(self, kept: Kept) -> None:
+        operation = kept.operation
+        if operation is not None and kept.session == self.session:
+            self._give_up(operation.n)
+            self._settle(kept.session, operation.n)
+
+    def _settle(self, session: SessionNumber, n: int) -> None:
+        """Nobody asks for this operation again."""
+        if session == self.session:
+            self._outstanding.pop(n, None)
+            if self._n - n >= OP_WINDOW // 4:
+                self._nursery.start_soon(self._wake)
 
     def _give_up(self, n: int) -> None:
         self._given_up[n] = None
@@ -184,3 +257,17 @@ class MetadataClient:
                     waiting.answered.set()
             if self._queue:
                 self._nursery.start_soon(self._carry)
+
+
+def _read(verb: str, reply: bytes, kept: Kept | None) -> list[Any]:
+    """The results. Raises as `read_reply`. A Redis that is full answers without a look at what it did before: that
+    tells nothing of an operation that was sent more than once."""
+    try:
+        results = read_reply(verb, reply)
+    except Refused as error:
+        if kept is not None and error.errno != ENOSPC:
+            kept.end()
+        raise
+    if kept is not None:
+        kept.end()
+    return results

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import trio
 
 from fusefs.chunks.client import StoredExtent
+from fusefs.metadata.client import Kept
 from fusefs.quick_lock import QuickLock
 from fusefs.settings import FLUSH_DEADLINE_SECONDS
 from fusefs.vfs.buffer_pool import BufferPool
@@ -68,7 +69,7 @@ class Store(Protocol):
 
 
 class Commit(Protocol):
-    async def __call__(self, deadline: float, /, **arguments: Any) -> list[Any]: ...
+    async def __call__(self, deadline: float, kept: Kept, /, **arguments: Any) -> list[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,17 @@ class _Sealed:
         return found
 
 
+@dataclass(slots=True)
+class _Attempt:
+    """A commit, with what is to be noted when it is done."""
+
+    batch: list[_Sealed]
+    chunks: dict[int, list[Segment]]
+    mtime_ns: int
+    arguments: dict[str, Any]
+    kept: Kept = field(default_factory=Kept)
+
+
 Layer = DirtyChunk | tuple[int, list[Segment]]
 """Bytes that were written: a buffer, or the segments of a chunk that are stored by now."""
 
@@ -155,6 +167,9 @@ class FileWriter:
         """Of the last write that is not committed; 0 when there is none."""
         self.dirty_since = math.inf
         """No write that is not committed was taken before."""
+        self._unanswered: _Attempt | None = None
+        """The commit that may have been done, or not. Until that is known, nothing of it is committed under another
+        number: it would be laid over what others wrote since, and its extents may have been deleted for that."""
         self._in_vain: list[_Sealed] = []
         """What was given up though it is stored, or on its way."""
         self._taken = 0
@@ -273,6 +288,7 @@ class FileWriter:
                 return
             async with self._flushing:
                 deadline = trio.current_time() + FLUSH_DEADLINE_SECONDS
+                await self._learn_fate(deadline)
                 batch = self._sealed[: self._stored_in_front()]
                 await self._confirm(batch, deadline, sync=False)
                 await self._commit(len(batch), deadline, synced=False)
@@ -328,6 +344,7 @@ class FileWriter:
         log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
 
     async def _flush(self, sync: bool, deadline: float) -> None:
+        await self._learn_fate(deadline)
         taken, began = self._taken, trio.current_time()
         for index in sorted(self._dirty):
             self._seal(index, sync=sync)
@@ -383,8 +400,7 @@ class FileWriter:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""
         while count > 0 and self._sealed:  # What was dropped meanwhile needs no commit.
             step = self._fitting(count) if not self._appending else count
-            deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
-            await self._commit_step(self._sealed[:step], deadline, synced=synced)
+            await self._carry_out(self._attempt(self._sealed[:step], synced=synced), deadline)
             count -= step
 
     def _fitting(self, count: int) -> int:
@@ -397,7 +413,7 @@ class FileWriter:
             step += 1
         return step
 
-    async def _commit_step(self, batch: list[_Sealed], deadline: float, *, synced: bool) -> None:
+    def _attempt(self, batch: list[_Sealed], *, synced: bool) -> _Attempt:
         end = max(s.index * self._chunk_size + s.layout[-1][1] for s in batch)
         arguments: dict[str, Any] = {
             "ino": self._ino, "mtime": pack_time(self.mtime_ns), "synced": synced,
@@ -415,8 +431,26 @@ class FileWriter:
                 chunks[index] = overlay(segments) if _overlaps(segments) else segments
             flat = [part for index, s in sorted(chunks.items()) for part in (index, pack_segments(s))]
             arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
-        mtime_ns = self.mtime_ns
-        blob, offset, before = await self._parts.commit(deadline, **arguments)
+        return _Attempt(batch, chunks, self.mtime_ns, arguments)
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a commit was sent of which nobody knows whether it was done."""
+        return self._unanswered is not None
+
+    async def _learn_fate(self, deadline: float) -> None:
+        if self._unanswered is not None:
+            await self._carry_out(self._unanswered, deadline)
+
+    async def _carry_out(self, attempt: _Attempt, deadline: float) -> None:
+        batch = attempt.batch
+        deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
+        try:
+            blob, offset, before = await self._parts.commit(deadline, attempt.kept, **attempt.arguments)
+        finally:
+            if batch[0].dropped:
+                attempt.kept.withdraw()
+            self._unanswered = attempt if attempt.kept.is_open else None
         kept = [sealed for sealed in batch if not sealed.dropped]
         del self._sealed[: len(kept)]
         self.bytes -= sum(stop - start for sealed in kept for start, stop in sealed.layout)
@@ -426,10 +460,10 @@ class FileWriter:
                 self._misplaced = False
                 self._moved()
         else:
-            self._committed(blob, before, chunks)
+            self._committed(blob, before, attempt.chunks)
         if not self.is_dirty:
             self.end = 0
-            if self.mtime_ns == mtime_ns:
+            if self.mtime_ns == attempt.mtime_ns:
                 self.mtime_ns = 0
 
     def _are_held_at(self, batch: list[_Sealed], offset: int) -> bool:
@@ -510,6 +544,9 @@ class FileWriter:
                 self._let_go(sealed)
         self._in_vain += [sealed for sealed in self._sealed if sealed.uploading or sealed.stored is not None]
         self._sealed.clear()
+        if self._unanswered is not None:
+            self._unanswered.kept.withdraw()
+            self._unanswered = None
         self.end = self.mtime_ns = self.bytes = 0
         self.dirty_since = math.inf
 

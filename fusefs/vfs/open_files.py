@@ -22,7 +22,7 @@ import trio
 from fusefs.chunks.cache import BlockCache
 from fusefs.chunks.client import ExtentClient, StoredExtent
 from fusefs.chunks.replicas import Replicas
-from fusefs.metadata.client import MetadataClient
+from fusefs.metadata.client import Kept, MetadataClient
 from fusefs.metadata.session import Session
 from fusefs.settings import FLUSH_DEADLINE_SECONDS, MountSettings
 from fusefs.vfs.access_times import AccessTimes
@@ -485,16 +485,20 @@ class OpenFiles:
             self._blocks.put(stored.extent, b"".join(pieces))
         return stored
 
-    async def _commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
+    async def _commit(self, deadline: float, kept: Kept, /, **arguments: Any) -> list[Any]:
         """What was written in a session that is over is committed only if nobody changed the content since: while
-        this mount was away, others had every right to believe that it is gone. Raises Refused(ESTALE) then."""
+        this mount was away, others had every right to believe that it is gone. Raises Refused(ESTALE) then. A commit
+        that was sent before and is `kept` is asked for again, while its session lives."""
         inode = self._open[arguments["ino"]]
         for _ in range(2):
-            session = self._metadata.session
+            session = kept.session if kept.is_open else self._metadata.session
             fence = {} if session == inode.written_in else {"version": inode.written_over}
             try:
                 left = deadline - trio.current_time()
-                reply = await self._metadata.ask_in(session, left, "commit", **arguments, **fence)
+                if kept.is_open:
+                    reply = await self._metadata.ask_again(kept, left)
+                else:
+                    reply = await self._metadata.ask_in(session, left, "commit", kept=kept, **arguments, **fence)
             except SessionLost:
                 await self._session.renew_lost(session)
             else:

@@ -4,6 +4,7 @@ What is written and not committed is lost with this machine, and seen by no othe
 nobody counts: no repair copies it, and a node that is drained is called empty though it lies there. So
 
     written so long ago, or stored on a node that is being drained ──▶ flushed, as close(2) does
+    its commit got no answer ──▶ likewise: other operations of the mount wait for it, sooner or later
 
 Run by the mount; knows open inodes, and their writers by `dirty_since`, `rests_on` and `flush`. A file is written back
 at most once in its time, few at once, the oldest first: who fails goes to the end. Its failure is the writer's to tell.
@@ -34,15 +35,18 @@ def due(inodes: Iterable[OpenInode], draining: Collection[NodeNumber], seconds: 
     """What is to be written back now, first what has waited longest. Not what nobody has open: the last close sees to
     that; nor, for its age alone, what has no name: nobody reads it once this mount is gone."""
 
+    def is_urgent(inode: OpenInode) -> bool:
+        return inode.writer.is_unanswered or (bool(draining) and inode.writer.rests_on(draining))
+
     def due_at(inode: OpenInode) -> float:
-        if draining and inode.writer.rests_on(draining):
+        if is_urgent(inode):
             return inode.written_back_at + LOOK_SECONDS
         return max(inode.writer.dirty_since, inode.written_back_at) + seconds
 
     waiting = [
         inode for inode in inodes
         if inode.handles and inode.writer.is_dirty and due_at(inode) <= now
-        and (inode.attributes.nlink or inode.writer.rests_on(draining))
+        and (inode.attributes.nlink or is_urgent(inode))
     ]  # fmt: skip
     return sorted(waiting, key=due_at)
 

@@ -52,7 +52,8 @@ def near(wired: WiredCluster) -> Mount:
 
 @pytest.fixture(scope="module")
 def far(wired: WiredCluster, wire: Wire) -> Mount:
-    return wired.mount("far", through=wire.enter)
+    # What is flushed is for the tests to say: here nothing but what they flush is on the nodes, or is told.
+    return wired.mount("far", through=wire.enter, WRITE_BACK_SECONDS="600")
 
 
 @contextmanager
@@ -86,6 +87,30 @@ def test_what_the_naming_server_did_without_our_hearing_of_it_takes_effect_once(
         time.sleep(LOST_SECONDS)
     assert rules.packets > 0
     assert max(load.longest_seconds, program.stall_seconds) < LOST_SECONDS + STALL_SECONDS_MAX
+
+
+@pytest.mark.long
+@pytest.mark.timeout(180)
+@pytest.mark.fault("N5")
+def test_a_commit_that_was_done_unheard_is_not_laid_over_what_others_wrote_since(
+    wired: WiredCluster, wire: Wire, far: Mount, near: Mount
+) -> None:
+    """EIO in time for who hears nothing. Meanwhile another mount writes over it, and its extents are deleted; the next
+    fsync finds that all was done long ago, and changes nothing."""
+    with Caller() as caller:
+        descriptor = caller.do("open", far.path / "unheard", os.O_RDWR | os.O_CREAT)
+        caller.do("pwrite", descriptor, b"older" * 1000, 0)
+        with wire.lose_answers(wired.address):
+            caller.begin("fsync", descriptor)
+            wait_for(lambda: wired.status()["files"] and wired.replicas_of("/unheard"), "it is committed all the same")
+            extents = {replica.extent for replica in wired.replicas_of("/unheard")}
+            (near.path / "unheard").write_bytes(b"newer" * 1000)
+            wait_for(lambda: not any(extents & node.extents() for node in wired.nodes), "what it had is deleted")
+            assert caller.end().errno == errno.EIO
+        caller.do("fsync", descriptor)
+        caller.do("close", descriptor)
+    near.remount()
+    assert (near.path / "unheard").read_bytes() == b"newer" * 1000
 
 
 @pytest.mark.fault("N5")

@@ -12,6 +12,7 @@ import trio.testing
 
 from fusefs.chunks.cache import BlockCache
 from fusefs.chunks.client import StoredExtent
+from fusefs.metadata.client import Kept
 from fusefs.vfs.chunk_map import ChunkMap
 from fusefs.vfs.file_reader import FileReader, ReadPattern
 from fusefs.vfs.file_writer import FileWriter, WriterParts
@@ -64,7 +65,7 @@ class World:
         await self.before_store(content)
         return StoredExtent(self.keep(content), len(content), NODES, facts["sync"])
 
-    async def commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
+    async def commit(self, deadline: float, kept: Kept, /, **arguments: Any) -> list[Any]:
         return [msgpack.packb(0), 0, self.version]
 
     async def barrier(self, *_: object) -> set[NodeNumber]:

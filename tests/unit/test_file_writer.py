@@ -14,14 +14,15 @@ import trio
 import trio.testing
 
 from fusefs.chunks.client import StoredExtent
+from fusefs.metadata.client import Kept
 from fusefs.settings import FLUSH_DEADLINE_SECONDS
 from fusefs.vfs.file_writer import FLUSHED_AGAIN_SECONDS, LATE_SECONDS, FileWriter, WriterParts
 from fusefs.vfs.write_budget import WriteBudget
-from servers.protocol.errors import Refused, Unavailable
+from servers.protocol.errors import NodeFull, Refused, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, NodeNumber, SessionNumber, extent_id
 from servers.protocol.limits import APPENDED_CHUNKS_MAX, KIB, MIB, SEGMENTS_PER_COMMIT_MAX
-from servers.protocol.naming_api import Attributes, unpack_nodes
+from servers.protocol.naming_api import Attributes, Operation, unpack_nodes
 
 CHUNK = 1024
 NODES = (NodeNumber(1), NodeNumber(2), NodeNumber(3))
@@ -41,10 +42,13 @@ class MadeUp:
         self.extents: dict[ExtentId, bytes] = {}
         self.content = bytearray()
         self.commits: list[dict[str, Any]] = []
+        self.tries: list[dict[str, Any]] = []
         self.confirming = set(NODES)
         """The nodes that answer a barrier."""
         self.before_store: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
         self.before_commit: Callable[[], Awaitable[object]] = trio.lowlevel.checkpoint
+        self.unheard = 0
+        """So many commits are done, but nobody is told."""
         self.moves = self.lost = 0
         self.now_ns = 1
 
@@ -59,9 +63,16 @@ class MadeUp:
         self.extents[extent] = b"".join(pieces)
         return StoredExtent(extent, len(self.extents[extent]), NODES, facts["sync"])
 
-    async def commit(self, deadline: float, /, **arguments: Any) -> list[Any]:
+    async def commit(self, deadline: float, kept: Kept, /, **arguments: Any) -> list[Any]:
         await self.before_commit()
-        self.commits.append(arguments)
+        self.tries.append(arguments)
+        if not kept.is_open:
+            self.commits.append(arguments)
+            kept.operation = Operation("commit", len(self.commits), b"")
+        if self.unheard:
+            self.unheard -= 1
+            raise Unavailable("no answer")
+        kept.end()
         offset, flat = len(self.content), arguments.get("append", [])
         for at in range(0, len(flat), 3):
             self.content += self.extents[flat[at]][: flat[at + 1]]
@@ -321,6 +332,56 @@ async def test_what_no_node_has_any_more_is_an_error_of_the_close_that_would_com
         world.confirming = set(NODES)
         await writer.flush(sync=False)
     assert len(world.commits) == 1
+
+
+async def test_a_commit_without_an_answer_is_asked_for_again_before_anything_else_is_committed() -> None:
+    """It may have been done, and others may have written over it since: it is not done again under another number, and
+    no upload that fails keeps from learning what became of it."""
+    world = MadeUp()
+    world.unheard = 2
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"one", append_at=lambda: 0)
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await writer.flush(sync=False)
+        assert writer.is_unanswered
+        await writer.write(3, b"two", append_at=lambda: 0)
+
+        async def refuse() -> None:
+            raise NodeFull("no room")
+
+        world.before_store = refuse
+        with pytest.raises(NodeFull):
+            await writer.flush(sync=False)
+        assert not writer.is_unanswered
+        world.before_store = trio.lowlevel.checkpoint
+        await writer.flush(sync=True)
+    assert bytes(world.content) == b"onetwo"
+    assert [world.tries.index(arguments) for arguments in world.tries] == [0, 0, 0, 3]
+    assert len(world.commits) == 2
+    assert (writer.is_dirty, writer.bytes) == (False, 0)
+
+
+async def test_what_is_given_up_is_not_committed_later() -> None:
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        for drop_at_once in (False, True):
+            world.unheard = 1
+            await writer.write(0, b"x")
+            if drop_at_once:
+
+                async def drop() -> None:
+                    writer.discard()
+
+                world.before_commit = drop
+            with pytest.raises(Unavailable):
+                await writer.flush(sync=False)
+            if not drop_at_once:
+                writer.discard()
+            assert not writer.is_unanswered
+            assert not writer.is_dirty
 
 
 async def test_what_the_metadata_will_never_take_is_given_up_and_told() -> None:

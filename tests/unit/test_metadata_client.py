@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import msgpack
@@ -10,9 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from fusefs.metadata.client import MetadataClient
+from fusefs.metadata.client import RETRY_SECONDS_MAX, Kept, MetadataClient
+from fusefs.settings import METADATA_DEADLINE_SECONDS
 from servers.client.naming import NamingClient
-from servers.protocol.errors import Unavailable
+from servers.protocol.errors import Refused, Unavailable
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import OP_WINDOW
 from servers.protocol.naming_api import Operation
@@ -105,3 +107,85 @@ def test_the_next_operation_says_what_was_given_up_until_it_is_answered() -> Non
 
     trio.run(body, clock=trio.testing.MockClock(autojump_threshold=0))
     assert said == [[1, 2], []]
+
+
+class Deaf:
+    """Answers what it is told to; notes who asks, and what is said to be given up."""
+
+    def __init__(self) -> None:
+        self.reply: bytes | None = None
+        self.seen: list[tuple[int, list[int]]] = []
+
+    async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+        for operation in operations:
+            row = (operation.n, msgpack.unpackb(operation.arguments).get("given_up", []))
+            if row not in self.seen[-1:]:
+                self.seen.append(row)
+        return [self.reply for _ in operations]
+
+
+def with_unanswered(body: Callable[[MetadataClient, Deaf, Kept], Awaitable[None]]) -> None:
+    """Begins with an operation that is kept, and has no answer after its time."""
+
+    async def main() -> None:
+        naming, kept = Deaf(), Kept()
+        async with trio.open_nursery() as nursery:
+            client = MetadataClient(cast(NamingClient, naming), nursery)
+            client.begin_session(SessionNumber(1))
+            with pytest.raises(Unavailable):
+                await client.ask_in(None, 5, "commit", kept=kept)
+            assert kept.is_open
+            await body(client, naming, kept)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+DONE, FULL = msgpack.packb([0, 7]), msgpack.packb([errno.ENOSPC])
+
+
+def test_what_is_kept_is_asked_again_under_its_own_number_and_not_given_up() -> None:
+    """A Redis that is full does not look at what it did before: its refusal tells nothing."""
+
+    async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
+        naming.reply = DONE
+        await client.ask("mkdir")
+        naming.reply = None
+        with pytest.raises(Unavailable):
+            await client.ask_again(kept, 5)
+        naming.reply = FULL
+        with pytest.raises(Refused):
+            await client.ask_again(kept, 5)
+        assert kept.is_open
+        naming.reply = DONE
+        assert await client.ask_again(kept, 5) == [7]
+        assert not kept.is_open
+        assert naming.seen == [(1, []), (2, []), (1, [])]
+
+    with_unanswered(body)
+
+
+def test_what_is_withdrawn_is_given_up() -> None:
+    async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
+        naming.reply = DONE
+        kept.withdraw()
+        await client.ask("mkdir")
+        assert naming.seen == [(1, []), (2, [1])]
+
+    with_unanswered(body)
+
+
+def test_operations_wait_for_one_that_is_kept_no_longer_than_their_time() -> None:
+    """Its answer would be forgotten. It is asked for soon; until then others fail in time."""
+
+    async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
+        naming.reply = DONE
+        for _ in range(OP_WINDOW // 2):
+            await client.ask("mkdir")
+        began = trio.current_time()
+        with pytest.raises(Unavailable):
+            await client.ask("mkdir")
+        assert trio.current_time() - began < METADATA_DEADLINE_SECONDS + RETRY_SECONDS_MAX + 0.1
+        await client.ask_again(kept, 5)
+        await client.ask("mkdir")
+
+    with_unanswered(body)
