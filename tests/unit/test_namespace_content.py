@@ -475,3 +475,20 @@ def test_a_write_ends_a_time_that_was_set_into_the_future(session: Session) -> N
     changed = session.setattr(made.ino, mtime=[4_000_000_000, 0])
     stored = session.commit(made.ino, {0: [session.segment(0, 10)]}, mtime=pack_time(changed.ctime_ns + 1))
     assert stored.mtime_ns == stored.ctime_ns == changed.ctime_ns + 1
+
+
+def test_a_commit_that_is_asked_again_has_its_first_answer_though_its_extents_are_deleted(
+    volume: Volume, session: Session
+) -> None:
+    """Its writer heard nothing while another wrote over it. Under a new number it would be laid over that: nobody
+    remembers an extent that is gone, so the writer has to ask for what it did, see `Kept` in the mount."""
+    made, other = session.create(1, b"f"), volume.session()
+    segment = session.segment(0, 100)
+    unheard = {"ino": made.ino, "chunks": [0, pack_segments([segment])], "end": 100, "synced": True}
+    first = volume.reply("commit", session.number, 500, **unheard)
+    newer = other.segment(0, 100)
+    other.commit(made.ino, {0: [newer]})
+    assert commit_errno(session, made.ino, unheard["chunks"], end=100) == errno.ESTALE
+    volume.call("deleted", gone=[segment.extent], left=[], retry_ms=0)
+    assert volume.reply("commit", session.number, 500, **unheard) == first
+    assert volume.chunks(made.ino) == {0: [newer]}
