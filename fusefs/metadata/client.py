@@ -51,10 +51,12 @@ class Kept:
     """A mutation that is asked again, under its own number, until it is known what became of it: done a second time,
     under another, it could undo what others did in between. Open from its sending to its answer."""
 
-    __slots__ = ("_client", "operation", "session")
+    __slots__ = ("_client", "is_doubtful", "operation", "session")
 
     def __init__(self) -> None:
         self._client: MetadataClient | None = None
+        self.is_doubtful = False
+        """It was sent, and may have been done, without an answer."""
         self.session = SessionNumber(0)
         self.operation: Operation | None = None
 
@@ -64,6 +66,7 @@ class Kept:
 
     def begin(self, client: MetadataClient, operation: Operation) -> None:
         self._client, self.session, self.operation = client, client.session, operation
+        self.is_doubtful = False
 
     def end(self) -> None:
         self.operation = None
@@ -124,7 +127,7 @@ class MetadataClient:
         if kept is not None:
             kept.begin(self, operation)
         try:
-            reply = await self._send(operation, seconds)
+            reply = await self._send(operation, seconds, kept)
             if session == self.session:
                 for number in given_up:
                     self._given_up.pop(number, None)
@@ -161,7 +164,7 @@ class MetadataClient:
         try:
             if kept.session != self.session:
                 raise SessionLost(f"{operation.verb}: the session is over")
-            return _read(operation.verb, await self._send(operation, seconds), kept)
+            return _read(operation.verb, await self._send(operation, seconds, kept), kept)
         except SessionLost:
             kept.end()
             raise
@@ -191,7 +194,7 @@ class MetadataClient:
         async with self._room:
             self._room.notify_all()
 
-    async def _send(self, operation: Operation, seconds: float) -> bytes:
+    async def _send(self, operation: Operation, seconds: float, kept: Kept | None = None) -> bytes:
         waiting = _Waiting(self.session, operation)
         deadline = trio.current_time() + seconds
         pause = RETRY_SECONDS
@@ -205,6 +208,8 @@ class MetadataClient:
                     await waiting.answered.wait()
             if waiting.reply is not None:
                 return waiting.reply
+            if kept is not None:
+                kept.is_doubtful = True
             error, waiting.error, waiting.answered = waiting.error, None, None
             if error is not None and not isinstance(error, TryAgain):
                 raise error
@@ -265,7 +270,7 @@ def _read(verb: str, reply: bytes, kept: Kept | None) -> list[Any]:
     try:
         results = read_reply(verb, reply)
     except Refused as error:
-        if kept is not None and error.errno != ENOSPC:
+        if kept is not None and not (kept.is_doubtful and error.errno == ENOSPC):
             kept.end()
         raise
     if kept is not None:

@@ -127,6 +127,8 @@ class _Attempt:
     chunks: dict[int, list[Segment]]
     mtime_ns: int
     arguments: dict[str, Any]
+    begun_at: float
+    """Its answer may be as old."""
     kept: Kept = field(default_factory=Kept)
 
 
@@ -135,14 +137,15 @@ Layer = DirtyChunk | tuple[int, list[Segment]]
 
 
 class FileWriter:
-    """`committed` is called with the attributes and the data version before each commit of ours."""
+    """`committed` is called after each commit of ours: with the attributes, the data version before, what was laid over
+    it, and when it was asked for."""
 
     def __init__(
         self,
         attributes: Attributes,
         name: Callable[[], bytes],
         parts: WriterParts,
-        committed: Callable[[bytes, int, dict[int, list[Segment]]], Attributes],
+        committed: Callable[[bytes, int, dict[int, list[Segment]], float], object],
         moved: Callable[[], None],
     ) -> None:
         self._ino = attributes.ino
@@ -380,9 +383,9 @@ class FileWriter:
         unsynced = [stored for _, stored in waiting]
         if not unsynced:
             return
-        needed = min(self._replicas, self._parts.min_write_replicas) if sync else 1
+        wanted = min(self._replicas, self._parts.min_write_replicas)
 
-        def enough(confirmed: set[NodeNumber]) -> bool:
+        def enough(confirmed: set[NodeNumber], needed: int = wanted) -> bool:
             return all(len(confirmed.intersection(s.nodes)) >= min(needed, len(s.nodes)) for s in unsynced)
 
         extents: dict[NodeNumber, list[ExtentId]] = {}
@@ -391,7 +394,7 @@ class FileWriter:
                 extents.setdefault(node, []).append(stored.extent)
         deadline = max(deadline, trio.current_time() + COMMIT_SECONDS_MIN)
         confirmed = await self._parts.barrier(extents, enough, deadline)
-        if not enough(confirmed):
+        if not enough(confirmed, wanted if sync else 1):
             raise Unavailable("too few storage nodes have the data, or could bring it to stable storage")
         for sealed, stored in waiting:
             sealed.stored = replace(stored, nodes=tuple(node for node in stored.nodes if node in confirmed))
@@ -431,7 +434,7 @@ class FileWriter:
                 chunks[index] = overlay(segments) if _overlaps(segments) else segments
             flat = [part for index, s in sorted(chunks.items()) for part in (index, pack_segments(s))]
             arguments |= {"chunks": flat, "end": end, "unused": _unused(batch, chunks)}
-        return _Attempt(batch, chunks, self.mtime_ns, arguments)
+        return _Attempt(batch, chunks, self.mtime_ns, arguments, trio.current_time())
 
     @property
     def is_unanswered(self) -> bool:
@@ -455,12 +458,12 @@ class FileWriter:
         del self._sealed[: len(kept)]
         self.bytes -= sum(stop - start for sealed in kept for start, stop in sealed.layout)
         if self._appending:
-            self._committed(blob, -1, {})
+            self._committed(blob, -1, {}, attempt.begun_at)
             if self._misplaced or not self._are_held_at(batch, offset):
                 self._misplaced = False
                 self._moved()
         else:
-            self._committed(blob, before, attempt.chunks)
+            self._committed(blob, before, attempt.chunks, attempt.begun_at)
         if not self.is_dirty:
             self.end = 0
             if self.mtime_ns == attempt.mtime_ns:

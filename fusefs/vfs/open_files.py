@@ -274,9 +274,9 @@ class OpenFiles:
         ino = attributes.ino
         chunks = ChunkMap(ino, self._metadata)
 
-        def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
+        def committed(blob: bytes, before: int, laid: dict[int, list[Segment]], asked_at: float) -> None:
             ours = unpack_attributes(ino, blob)
-            newest = self._cache.newest(ours, trio.current_time())
+            newest = self._cache.newest(ours, asked_at)
             self._session.saw(newest.ctime_ns)
             inode.learn(newest)
             inode.written_over = ours.data_version
@@ -286,7 +286,6 @@ class OpenFiles:
             for table in (self._versions, self._told):
                 if table.get(ino) == before:
                     self._note_version(table, ino, ours.data_version)
-            return newest
 
         def moved() -> None:
             self._versions.pop(ino, None)

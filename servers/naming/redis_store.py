@@ -61,6 +61,8 @@ PASSING_ERRORS = (
 )  # fmt: skip
 """Error replies of a Redis that may do it later. ASK: the slot is on its way to another node. That one is not
 asked before it has all of it: half a volume would say that what is there is not."""
+FULL = "OOM"
+"""How the error of a full Redis begins, which it gives without a look at the op id."""
 MOVED_ERRORS = ("MOVED", "READONLY")
 """Error replies of one that is not the primary any more."""
 NO_FAILOVER = "no failover of Redis is possible: not more than half of those who decide on it answer"
@@ -155,9 +157,17 @@ class RedisStore:
     # Calls.
 
     async def call(
-        self, verb: str, session: int = 0, n: int = 0, arguments: bytes = b"\x80", *, seconds: float | None = None
+        self,
+        verb: str,
+        session: int = 0,
+        n: int = 0,
+        arguments: bytes = b"\x80",
+        *,
+        seconds: float | None = None,
+        was_sent: bool = False,
     ) -> bytes:
-        """The function's packed reply. Raises Unavailable at the deadline, Refused(ENOSPC) on a full Redis.
+        """The function's packed reply. Raises Unavailable at the deadline, Refused(ENOSPC) on a full Redis; TryAgain
+        where that does not tell whether it was done, because it `was_sent` before, here or by the caller.
 
         The deadline is the naming server's, or what the caller gives if that is sooner."""
         if self._under_way >= CALLS_MAX:
@@ -175,9 +185,12 @@ class RedisStore:
                         asker = connection if verb in self._library.reads else self._changes or connection
                         return cast(bytes, await asker.send(*self._command(verb, session, n, arguments)))
                     except TryAgain:
+                        was_sent = True
                         self._retries += 1
                         await asyncio.sleep(0)
                     except RedisError as error:
+                        if was_sent and str(error).startswith(FULL):
+                            raise TryAgain("Redis is full, and does not say what it has done before") from error
                         await self._after_error(error)
         except TimeoutError:
             self.errors["redis_timeout"] += 1
@@ -208,7 +221,7 @@ class RedisStore:
     async def _after_error(self, error: RedisError) -> None:
         """Returns when the call should be sent again."""
         words = str(error)
-        if words.startswith("OOM"):
+        if words.startswith(FULL):
             self.errors["redis_full"] += 1
             raise Refused(ENOSPC, "Redis is full")
         if "Function not found" in words or words.startswith(MOVED_ERRORS):

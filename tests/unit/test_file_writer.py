@@ -88,11 +88,11 @@ class MadeUp:
 def make_writer(world: MadeUp, nursery: trio.Nursery, budget_bytes: int = 1 << 20) -> tuple[FileWriter, WriteBudget]:
     budget = WriteBudget(budget_bytes, lambda: None)
 
-    async def barrier(nodes: object, enough: object, deadline: float) -> set[NodeNumber]:
+    async def barrier(nodes: object, enough: Callable[[set[NodeNumber]], bool], deadline: float) -> set[NodeNumber]:
+        assert not enough(set(NODES[:1]))  # Whoever waits waits for two, whatever is accepted in the end.
         return set(world.confirming)
 
-    def committed(blob: bytes, before: int, laid: dict[int, list[Segment]]) -> Attributes:
-        return world.attributes()
+    def committed(blob: bytes, before: int, laid: dict[int, list[Segment]], asked_at: float) -> None: ...
 
     parts = WriterParts(
         world.store, world.commit, barrier, budget, trio.CapacityLimiter(4), nursery, lambda: world.now_ns, 2,

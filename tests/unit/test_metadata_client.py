@@ -164,6 +164,19 @@ def test_what_is_kept_is_asked_again_under_its_own_number_and_not_given_up() -> 
     with_unanswered(body)
 
 
+def test_what_a_full_redis_refuses_at_once_is_answered() -> None:
+    """It was never done: nobody waits for it, nor for its number."""
+
+    async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
+        naming.reply = FULL
+        refused = Kept()
+        with pytest.raises(Refused):
+            await client.ask_in(None, 5, "commit", kept=refused)
+        assert not refused.is_open
+
+    with_unanswered(body)
+
+
 def test_what_is_withdrawn_is_given_up() -> None:
     async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
         naming.reply = DONE

@@ -12,7 +12,7 @@ from collections.abc import Awaitable
 
 import msgpack
 
-from servers.naming.redis_connection import Asked
+from servers.naming.redis_connection import Asked, RedisError
 from servers.naming.redis_store import RedisStore
 from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import SessionNumber
@@ -84,12 +84,21 @@ class _Batch:
     async def _ask_again(self, replies: list[bytes | None]) -> None:
         seconds = max(0.0, self._end_at - self._loop.time())
         missing = [index for index, reply in enumerate(replies) if reply is None]
-        operations = [self._operations[index] for index in missing]
-        found = await asyncio.gather(*(_ask(self._store, self._session, o, seconds) for o in operations))
+        found = await asyncio.gather(
+            *(
+                _ask(self._store, self._session, self._operations[index], seconds, was_sent=self._is_unknown(index))
+                for index in missing
+            )
+        )
         for index, reply in zip(missing, found, strict=True):
             replies[index] = reply
         if not self.answer.is_set:
             self.answer.set(_reply(replies))
+
+    def _is_unknown(self, index: int) -> bool:
+        """Whether nobody knows if the operation was done: there is no answer, or the connection ended before one."""
+        answers = self._asked.answers
+        return index >= len(answers) or not isinstance(answers[index], RedisError)
 
     def _time_is_over(self) -> None:
         if not self.answer.is_set:
@@ -100,9 +109,11 @@ class _Batch:
             self.answer.set(_reply(replies))
 
 
-async def _ask(store: RedisStore, session: SessionNumber, o: Operation, seconds: float) -> bytes | None:
+async def _ask(
+    store: RedisStore, session: SessionNumber, o: Operation, seconds: float, *, was_sent: bool = False
+) -> bytes | None:
     try:
-        return await store.call(o.verb, session, o.n, o.arguments, seconds=seconds)
+        return await store.call(o.verb, session, o.n, o.arguments, seconds=seconds, was_sent=was_sent)
     except TryAgain:
         return None
     except Refused as error:
