@@ -25,6 +25,7 @@ def test_nothing_goes_before_its_grace_and_never_more_than_the_brake_allows(
     assert len(plan.due) + plan.waiting == len(since)
     if brake is not None:
         assert len(plan.due) <= brake.limit(held)
+        assert plan.is_suspicious == (len(since) > brake.limit(held))
     if not plan.stopped:
         assert set(plan.due) == {extent for extent, ms in since.items() if now - ms >= GRACE}
     else:

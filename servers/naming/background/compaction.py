@@ -84,11 +84,12 @@ class Compaction:
             for number, run in enumerate(runs):
                 made[number] = (await self._service.new_extent(), [])
                 await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas)
+            is_done = await self._commit(ino, index, seen, len(segments), compacted(segments, made, runs), made)
         except DcsError:
             if any(nodes for _, nodes in made.values()):
                 await self._commit(ino, index, b"", 0, [], made)
             raise
-        if await self._commit(ino, index, seen, len(segments), compacted(segments, made, runs), made):
+        if is_done:
             self.compacted += 1
             log.info("chunk %d of inode %d: %d segments are %d extents now", index, ino, len(segments), len(runs))
         else:

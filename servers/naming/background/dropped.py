@@ -9,32 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from servers.naming.background.garbage import delete_on
 from servers.naming.background.repair_plan import Replica
+from servers.naming.keyspace import prefix
 from servers.naming.service import Service
 from servers.protocol.errors import NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
 from servers.protocol.placement import NodeView
 
+log = logging.getLogger(__name__)
+
 DELETIONS_PER_TURN = 1024
 COPIES_LEFT_MIN = 2
 """A surplus copy is deleted only while so many others can be reached, or all of fewer."""
 RETRY_SECONDS = 10.0
+AWAY_SECONDS = 60.0
+"""After this it is looked whether a node that was dead is back. All that such a node had may be on the list."""
 
 
 class Dropped:
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._key = prefix(service.settings.volume) + ":dropped"
         self._fetching: set[Replica] = set()
         self._deleting: set[Replica] = set()
 
     async def delete(self) -> None:
         """Has the nodes delete those whose grace is over."""
-        while rows := await self._service.store.ask("dropped", count=DELETIONS_PER_TURN):
+        while rows := await self._service.ask_gently("dropped", count=DELETIONS_PER_TURN):
             mine = {_replica(row) for row in rows[::2]} - self._fetching
             self._deleting |= mine
             try:
@@ -56,25 +63,44 @@ class Dropped:
             *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
         )
         done |= {e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents}
-        left = [row for row in rows[::2] if row not in done]
-        await self._service.store.ask("dropped_done", gone=list(done), left=left, retry_ms=int(RETRY_SECONDS * 1000))
+        left: dict[float, list[bytes]] = {RETRY_SECONDS: [], AWAY_SECONDS: []}
+        for row in rows[::2]:
+            if row not in done:
+                left[AWAY_SECONDS if views[_replica(row)[1]].state == "dead" else RETRY_SECONDS].append(row)
+        for seconds, some in left.items():
+            await self._service.store.ask("dropped_done", gone=list(done), left=some, retry_ms=int(seconds * 1000))
 
     @contextlib.asynccontextmanager
     async def wanted_again(self, to: NodeView, extents: Collection[ExtentId]) -> AsyncIterator[set[ExtentId]]:
         """Those of the extents that are not being deleted on the node, nor will be, whatever was ordered before."""
-        mine = fetching = {(extent, to.number) for extent in extents} - self._deleting
-        self._fetching |= fetching
+        mine = {(extent, to.number) for extent in extents} - self._deleting
+        self._fetching |= mine
+        taken_back: list[bytes] = []
         try:
             replicas = [extent + pack_nodes([number]) for extent, number in mine]
-            (count,) = await self._service.store.ask("undrop", replicas=replicas)
-            if count:
-                try:
-                    await self._service.deletions.order(to, [])  # No earlier order is obeyed from here on.
-                except (TryAgain, NodeFailed, Refused):  # Later, then: what was ordered before soon expires.
-                    mine = set()
-            yield {extent for extent, _ in mine}
+            scores = await self._service.store.command("ZMSCORE", self._key, *replicas) if replicas else []
+            waiting = [replica for replica, score in zip(replicas, scores, strict=True) if score is not None]
+            free = {extent for extent, _ in mine}
+            if waiting and await self._end_orders(to):
+                taken_back = waiting
+                await self._service.store.ask("undrop", replicas=waiting)
+            else:
+                free -= {_replica(replica)[0] for replica in waiting}
+            yield free
         finally:
-            self._fetching -= fetching
+            self._fetching -= mine
+            if taken_back:
+                grace_ms = int(self._service.settings.condemned_grace_seconds * 1000)
+                await self._service.store.ask("drop_again", replicas=taken_back, grace_ms=grace_ms)
+
+    async def _end_orders(self, node: NodeView) -> bool:
+        """Whether the node has done what it was ordered to delete, and obeys no earlier order from here on."""
+        try:
+            await self._service.deletions.order(node, [])
+        except (TryAgain, NodeFailed, Refused) as error:
+            log.info("node %d is not copied to now: %s", node.number, error)
+            return False
+        return True
 
 
 def _replica(row: bytes) -> Replica:

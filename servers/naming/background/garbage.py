@@ -129,6 +129,8 @@ class CollectionPlan:
     """Garbage whose grace is not over."""
     stopped: str
     """Why nothing is due though it is garbage; "" when nothing was stopped."""
+    is_suspicious: bool = False
+    """There is more garbage than the brake lets go, due or not."""
 
 
 def plan_collection(
@@ -145,12 +147,11 @@ def plan_collection(
     is of no use in any case, parts of snapshots older than all that are kept. None: somebody has confirmed.
     """
     due = tuple(extent for extent, since in since_ms.items() if now_ms - since >= grace_ms)
-    if due and brake is not None:
-        suspicious = Held.of(extent for extent in since_ms if not is_older(extent, oldest_snapshot))
-        stopped = brake.why(suspicious, held)
-        if stopped:
-            return CollectionPlan((), len(since_ms), stopped)
-    return CollectionPlan(due, len(since_ms) - len(due), "")
+    suspicious = Held.of(extent for extent in since_ms if not is_older(extent, oldest_snapshot))
+    why = brake.why(suspicious, held) if brake is not None else ""
+    if due and why:
+        return CollectionPlan((), len(since_ms), why, is_suspicious=True)
+    return CollectionPlan(due, len(since_ms) - len(due), "", is_suspicious=bool(why))
 
 
 class GarbageCollector:
@@ -211,7 +212,7 @@ class GarbageCollector:
         plan = plan_collection(held, since_ms, now_ms, self._grace_ms, brake, oldest_snapshot)
         if plan.stopped:
             stopped.append(f"node {node.number}: {plan.stopped}")
-        elif brake is not None:
+        elif brake is not None and not plan.is_suspicious:
             await self._service.store.ask("judged", node=node.number, ms=began_ms)
         left = set(since_ms)
         for at in range(0, len(plan.due), DELETIONS_PER_RUN):

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
 
 from servers.naming.background.rebalance_plan import rebalance_step, surplus_bytes
 from servers.naming.background.repair import SURVEY_COUNT, Repair, held_of
@@ -67,11 +69,7 @@ class Rebalance:
         """Copies that bring the nodes of `surplus` nearer to the others; looks at a bounded part of the files."""
         found: list[Copy] = []
         left = BYTES_PER_TURN
-        for _ in range(CALLS_PER_TURN):
-            self._cursor, _, rows = await self._service.store.ask(
-                "survey", cursor=self._cursor, count=SURVEY_COUNT, settled=pack_nodes(sorted(outlook.staying)),
-                leaving=pack_nodes(sorted(surplus)),
-            )  # fmt: skip
+        async for rows in self._looked_at(outlook, surplus):
             for held in held_of(rows):
                 givers = [number for number in held.nodes if surplus.get(number, 0) > 0]
                 gift = rebalance_step(held, outlook, self._repair.damaged, givers, self._service.chance)
@@ -81,10 +79,31 @@ class Rebalance:
                 left -= held.length
                 surplus[gift.giver] -= held.length
                 self._given.append((time.monotonic(), gift.giver, held.length))
-            if left <= 0 or not any(size > 0 for size in surplus.values()) or self._cursor == b"0":
+            if left <= 0 or not any(size > 0 for size in surplus.values()):
                 break
-            await asyncio.sleep(0.01)
         return found
+
+    async def _looked_at(self, outlook: Outlook, surplus: Collection[NodeNumber]) -> AsyncIterator[Sequence[Any]]:
+        """What lies on the nodes of `surplus`: a part of all files in each turn, from where the last one ended."""
+        store, calls = self._service.store, CALLS_PER_TURN
+        wanted = {
+            "count": SURVEY_COUNT,
+            "settled": pack_nodes(sorted(outlook.staying)),
+            "leaving": pack_nodes(sorted(surplus)),
+        }
+        while calls > 0:
+            self._cursor, later, rows = await store.ask("survey", cursor=self._cursor, **wanted)
+            calls -= 1
+            yield rows
+            for ino in later:
+                cursor = b""
+                while calls > 0 and cursor != b"0":
+                    cursor, rows = await store.ask("survey_file", ino=ino, cursor=cursor or b"0", **wanted)
+                    calls -= 1
+                    yield rows
+            if self._cursor == b"0":
+                return
+            await asyncio.sleep(0.01)
 
     async def _copy(self, batch: list[Copy]) -> None:
         for first in range(0, len(batch), COPIES_PER_ORDER):

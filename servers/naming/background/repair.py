@@ -322,7 +322,9 @@ class Repair:
         self._survey = None
         if is_due:
             self._is_survey_wanted = False
-            self._survey = Survey(self._signature, process, now, unseen={held.extent for held in self._idle})
+            self._survey = Survey(self._signature, process, now)
+            # What is damaged may have as many copies as it should: it is not for a survey to find it.
+            self._survey.unseen = {held.extent for held in self._idle if not self._is_hurt(held)}
         return self._survey
 
     async def _survey_step(self, survey: Survey, outlook: Outlook) -> None:
@@ -380,13 +382,15 @@ class Repair:
                 self._put(self._idle, held)
         return plan
 
+    def _is_hurt(self, held: Held) -> bool:
+        return any((held.extent, n) in self._damaged for n in held.nodes)
+
     def _is_short(self, held: Held) -> bool:
         return lacking(held, self._outlook, self._damaged) > 0
 
     def _is_lacking(self, held: Held) -> bool:
-        hurt = any((held.extent, n) in self._damaged for n in held.nodes)
         leaves = any(n in self._outlook.draining for n in held.nodes)
-        return hurt or leaves or lacking(held, self._outlook, self._damaged) != 0
+        return self._is_hurt(held) or leaves or lacking(held, self._outlook, self._damaged) != 0
 
     async def _perform(self, steps: Iterable[Step]) -> None:
         copies: dict[NodeNumber, list[Copy]] = {}
@@ -433,6 +437,8 @@ class Repair:
         for copy in stored:
             if copy.in_place:
                 self._queue.pop(copy.held.extent)
+                if self._is_lacking(copy.held):  # Another copy is missing, too.
+                    self._put(self._queue, copy.held)
 
     async def _forget_gone(self, extents: Sequence[ExtentId]) -> set[ExtentId]:
         """Those of them that no file shows any more: rewritten or removed while they waited here."""

@@ -235,6 +235,15 @@ internal('undrop', {}, { replicas = 'list' }, function(c, a)
   return { 0, count }
 end)
 
+-- drop_again {replicas: extent and node; grace_ms} -> ; as before `undrop`: what a map names by now is forgotten later
+internal('drop_again', {}, { replicas = 'list', grace_ms = 'count' }, function(c, a)
+  if not texts(a.replicas) then return { EINVAL } end
+  for _, replica in ipairs(a.replicas) do
+    call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), replica)
+  end
+  return { 0 }
+end)
+
 -- recount {count} -> inode, since which change, ...: files that another number of copies is asked for
 read('recount', { count = 'count' }, function(c, a)
   local reply, inos = { 0 }, call('HRANDFIELD', c.K .. ':recount', text(a.count), 'WITHVALUES')

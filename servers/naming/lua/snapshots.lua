@@ -47,6 +47,7 @@ internal('recovered', {}, { session = 'count', why = 'bytes' }, function(c, a)
   call('HSET', volume, 'next_order', text(max(c:setting('next_order') or 0, c.ms)))
   call('HSET', volume, 'held', a.why, 'alive_ms', text(c.ms))
   call('HDEL', volume, 'safe')
+  call('DEL', c.K .. ':forgotten') -- whoever is left may have what is missing
   for _, session in ipairs(call('ZRANGE', c.K .. ':sessions', 0, -1)) do
     call('ZADD', c.K .. ':sessions', 0, session)
   end

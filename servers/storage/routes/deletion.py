@@ -54,18 +54,22 @@ class Deleted(BaseModel):
 
 def deletion_routes(node: StorageNode) -> APIRouter:
     routes = APIRouter()
+    turns = asyncio.Lock()
 
     @routes.post(DELETE_PATH)
     async def delete(order: Order) -> Deleted:
         """Deletes many, so that they can be brought back for a while. What is not there counts as deleted. 409 for an
-        order that must not be obeyed: not signed, late, replayed, for another node, or from older metadata."""
+        order that must not be obeyed: not signed, late, replayed, for another node, or from older metadata.
+
+        One after another: when an order is answered those before it are done, or will not be obeyed."""
         wanted = order.read()
-        try:
-            await asyncio.to_thread(node.obedience.accept, wanted, order.signature)
-        except OrderRefused as error:
-            logger.warning("delete order %d is refused: %s", wanted.number, error)
-            raise HTTPException(409, str(error)) from error
-        return Deleted(failed=await asyncio.to_thread(_delete_all, node, wanted.extents))
+        async with turns:
+            try:
+                await asyncio.to_thread(node.obedience.accept, wanted, order.signature)
+            except OrderRefused as error:
+                logger.warning("delete order %d is refused: %s", wanted.number, error)
+                raise HTTPException(409, str(error)) from error
+            return Deleted(failed=await asyncio.to_thread(_delete_all, node, wanted.extents))
 
     @routes.post(UNDO_PATH)
     async def undelete(undo: Undo) -> Restored:
