@@ -254,7 +254,7 @@ read('recount', { count = 'count' }, function(c, a)
   return reply
 end)
 
--- recount_file {ino, cursor, count, change} -> next cursor, rows
+-- recount_file {ino, cursor, count, change} -> next cursor, rows of all extents: of their nodes some may be dead
 -- A part of the file's extents is thin, or not, by what is asked for now. With the last part it is recounted,
 -- unless it was changed again.
 internal('recount_file', {}, { ino = 'ino', cursor = 'bytes', count = 'count', change = 'count' }, function(c, a)
@@ -269,10 +269,8 @@ internal('recount_file', {}, { ino = 'ino', cursor = 'bytes', count = 'count', c
     for j = 2, #segments, 5 do
       local extent, nodes = segments[j], segments[j + 3]
       call(#nodes / 2 < target and 'SADD' or 'SREM', c.K .. ':thin', extent)
-      if #nodes / 2 ~= target then
-        local n = #rows
-        rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = extent, nodes, segments[j + 1] + segments[j + 2], target
-      end
+      local n = #rows
+      rows[n + 1], rows[n + 2], rows[n + 3], rows[n + 4] = extent, nodes, segments[j + 1] + segments[j + 2], target
     end
   end
   if found[1] == '0' and tonumber(call('HGET', waiting, text(a.ino)) or -1) == a.change then
