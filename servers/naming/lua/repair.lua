@@ -235,11 +235,14 @@ internal('undrop', {}, { replicas = 'list' }, function(c, a)
   return { 0, count }
 end)
 
--- drop_again {replicas: extent and node; grace_ms} -> ; as before `undrop`: what a map names by now is forgotten later
+-- drop_again {replicas: extent and node; grace_ms} -> ; as before `undrop`, but for what a map names by now
 internal('drop_again', {}, { replicas = 'list', grace_ms = 'count' }, function(c, a)
   if not texts(a.replicas) then return { EINVAL } end
   for _, replica in ipairs(a.replicas) do
-    call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), replica)
+    local _, _, nodes = c:whereabouts(replica:sub(1, 16))
+    if not (nodes and set_of_nodes(nodes)[replica:sub(17)]) then
+      call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), replica)
+    end
   end
   return { 0 }
 end)
