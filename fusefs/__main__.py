@@ -112,7 +112,10 @@ def _settings(arguments: argparse.Namespace, environment: dict[str, str]) -> Mou
         raise SettingsError("MIN_WRITE_REPLICAS: a number is wanted") from None
     limits: dict[str, int | float] = {"min_write_replicas": replicas}
     if environment.get("WRITE_BACK_SECONDS"):  # Nobody should need it but tests.
-        limits["write_back_seconds"] = float(environment["WRITE_BACK_SECONDS"])
+        try:
+            limits["write_back_seconds"] = float(environment["WRITE_BACK_SECONDS"])
+        except ValueError:
+            raise SettingsError("WRITE_BACK_SECONDS: a number is wanted") from None
     if arguments.attribute_seconds is not None:
         limits["attribute_seconds"] = arguments.attribute_seconds
     if arguments.dirty_mib is not None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from servers.naming.background.garbage import delete_on
 from servers.naming.background.repair_plan import Replica
 from servers.naming.keyspace import prefix
-from servers.naming.service import Service
+from servers.naming.service import WALK_SHARE, Service
 from servers.protocol.errors import NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
@@ -41,13 +42,20 @@ class Dropped:
 
     async def delete(self) -> None:
         """Has the nodes delete those whose grace is over."""
-        while rows := await self._service.ask_gently("dropped", count=DELETIONS_PER_TURN):
+        while True:
+            began = time.monotonic()
+            rows = await self._service.store.ask("dropped", count=DELETIONS_PER_TURN)
+            took = time.monotonic() - began
+            if not rows:
+                return
+            # Not one await between the list and this: what is copied in between may be in the map by now.
             mine = {_replica(row) for row in rows[::2]} - self._fetching
             self._deleting |= mine
             try:
                 await self._delete(rows, mine)
             finally:
                 self._deleting -= mine
+            await asyncio.sleep(took * (1 / WALK_SHARE - 1))
 
     async def _delete(self, rows: Sequence[Any], mine: Collection[Replica]) -> None:
         views = {view.number: view for view in await self._service.nodes()}
@@ -56,19 +64,20 @@ class Dropped:
         for row, nodes in zip(rows[::2], rows[1::2], strict=True):
             extent, number = _replica(row)
             others = unpack_nodes(nodes)
+            # While too few others are there it may be needed again.
             alive = sum(n in views and views[n].state == "alive" for n in others)
             if row not in done and (extent, number) in mine and alive >= min(len(others), COPIES_LEFT_MIN):
-                by_node.setdefault(number, []).append(extent)  # Of the others one may be needed again.
+                by_node.setdefault(number, []).append(extent)
         gone = await asyncio.gather(
             *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
         )
         done |= {e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents}
-        left: dict[float, list[bytes]] = {RETRY_SECONDS: [], AWAY_SECONDS: []}
-        for row in rows[::2]:
-            if row not in done:
-                left[AWAY_SECONDS if views[_replica(row)[1]].state == "dead" else RETRY_SECONDS].append(row)
-        for seconds, some in left.items():
-            await self._service.store.ask("dropped_done", gone=list(done), left=some, retry_ms=int(seconds * 1000))
+        left = [row for row in rows[::2] if row not in done]
+        away = [row for row in left if views[_replica(row)[1]].state == "dead"]
+        store = self._service.store
+        await store.ask("dropped_done", gone=list(done), left=left, retry_ms=int(RETRY_SECONDS * 1000))
+        if away:
+            await store.ask("dropped_done", gone=[], left=away, retry_ms=int(AWAY_SECONDS * 1000))
 
     @contextlib.asynccontextmanager
     async def wanted_again(self, to: NodeView, extents: Collection[ExtentId]) -> AsyncIterator[set[ExtentId]]:
