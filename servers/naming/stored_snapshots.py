@@ -3,8 +3,8 @@
 Called by recover.py. A tail begins where its snapshot was taken: made after any other, some changes would be missing
 and others made twice. So an older snapshot goes with its own tail, which ends where the newer one was followed instead.
 
-Only what is proved to be damaged or gone makes room for something older: a node that does not answer may have it, so
-then nothing is chosen.
+Only what is proved to be damaged or gone makes room for something older: a node that does not answer, or cannot read it
+now, may have it, so then nothing is chosen.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from servers.client.storage import StorageClient
-from servers.naming.redis_stream import ChangeStream
-from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, TryAgain
+from servers.naming.redis_stream import ChangeStream, NotAStream
+from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFailed, TryAgain
 from servers.protocol.ids import ExtentId
 from servers.protocol.snapshots import (
     MANIFEST,
@@ -54,13 +54,13 @@ class Fetched:
 
 async def fetch_newest(storage: StorageClient, held: Held, rdb: Path, changes: Path) -> Fetched | None:
     """Both files are written; None when the nodes have no complete snapshot. Raises Unusable when none of those they
-    have can be read, TryAgain when a node that has a part does not answer."""
+    have can be read, TryAgain when a node that has a part does not answer or fails."""
     everything = frozenset().union(*held.values())
     passed_over = []
     for number in begun(everything):
         try:
             manifest = await _fetch(storage, held, number, rdb)
-        except (NodeFailed, ExtentDamaged, Unusable) as error:
+        except (ExtentMissing, ExtentDamaged, Unusable) as error:
             passed_over.append(f"the snapshot of change {number} cannot be used: {error}")
             log.warning("%s", passed_over[-1])
             continue
@@ -100,9 +100,7 @@ async def _fetch_tail(storage: StorageClient, held: Held, number: int, changes: 
             try:
                 stream.feed(await _read(storage, held, part))
                 file.write(stream.take())
-            except TryAgain:
-                raise
-            except DcsError as error:
+            except (ExtentMissing, ExtentDamaged, NotAStream) as error:
                 log.warning("%s", error)
                 parts = parts[:at]
                 break
@@ -112,16 +110,17 @@ async def _fetch_tail(storage: StorageClient, held: Held, number: int, changes: 
 
 
 async def _read(storage: StorageClient, held: Held, extent: ExtentId) -> bytes:
-    """Raises TryAgain when a node that has it does not answer and no other gives it, else NodeFailed, ExtentDamaged."""
-    problem: DcsError = NodeFailed("a part of it is on no node of --nodes")
+    """Raises TryAgain when a node that has it does not answer or fails, and no other gives it; else ExtentMissing,
+    ExtentDamaged."""
+    problem: DcsError = ExtentMissing("a part of it is on no node of --nodes")
     for address in [address for address, names in held.items() if extent in names]:
         try:
             _, data = await storage.get_whole(
                 address, extent, deadline_seconds=READ_SECONDS, first_byte_seconds=READ_SECONDS
             )
             return bytes(data)
-        except TryAgain as error:
-            problem = TryAgain(f"{error}; it has a part of a snapshot: start it again, or leave it out of --nodes")
-        except (NodeFailed, ExtentDamaged) as error:
+        except (ExtentMissing, ExtentDamaged) as error:
             problem = problem if isinstance(problem, TryAgain) else error
+        except (TryAgain, NodeFailed) as error:
+            problem = TryAgain(f"{error}; it has a part of a snapshot: start it again, or leave it out of --nodes")
     raise problem

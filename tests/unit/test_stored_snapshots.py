@@ -11,7 +11,7 @@ import pytest
 
 from servers.client.storage import StorageClient
 from servers.naming.stored_snapshots import Fetched, Unusable, fetch_newest
-from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, TryAgain
+from servers.protocol.errors import DcsError, ExtentDamaged, ExtentMissing, NodeFailed, TryAgain
 from servers.protocol.ids import ExtentId
 from servers.protocol.snapshots import MANIFEST, TAIL, Manifest, part_id
 
@@ -107,13 +107,23 @@ async def test_changes_end_before_the_first_that_cannot_be_read_and_between_two(
 
 
 @pytest.mark.parametrize("part", [0, MANIFEST, TAIL, TAIL + 1])
-async def test_while_a_node_that_may_have_it_does_not_answer_nothing_is_chosen(
-    nodes: Nodes, tmp_path: Path, part: int
+@pytest.mark.parametrize("trouble", [TryAgain("a: no answer"), NodeFailed("a: 503 Too many open files")])
+@pytest.mark.parametrize("other", [ExtentDamaged("rotten"), ExtentMissing("not there")])
+async def test_while_a_node_that_may_have_it_does_not_give_it_nothing_is_chosen(
+    nodes: Nodes, tmp_path: Path, part: int, trouble: DcsError, other: DcsError
 ) -> None:
-    nodes.spoil(9, part, TryAgain("a: no answer"), "a")
-    nodes.spoil(9, part, ExtentDamaged("rotten"), "b")
-    with pytest.raises(TryAgain, match=r"a: no answer.*start it again, or leave it out of --nodes"):
+    """It does not answer, or has trouble that may pass: that proves nothing."""
+    nodes.spoil(9, part, trouble, "a")
+    nodes.spoil(9, part, other, "b")
+    with pytest.raises(TryAgain, match=r"a: .*start it again, or leave it out of --nodes"):
         await fetch(nodes, tmp_path)
+
+
+async def test_what_a_node_said_to_have_and_has_not_is_gone(nodes: Nodes, tmp_path: Path) -> None:
+    nodes.spoil(9, TAIL + 1, ExtentMissing("not there"))
+    assert (await fetch(nodes, tmp_path))[2] == CHANGE % 3
+    nodes.spoil(9, 0, ExtentMissing("not there"))
+    assert (await fetch(nodes, tmp_path))[1] == b"older"
 
 
 async def test_where_none_can_be_read_it_is_said_what_to_do(nodes: Nodes, tmp_path: Path) -> None:
