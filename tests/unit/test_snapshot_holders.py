@@ -31,6 +31,8 @@ def test_a_dead_holder_counts_where_another_node_could_take_its_place() -> None:
     assert not are_too_few([held_by(1, 2, 3)], nodes("dead", "alive", "alive", "alive"))
     assert not are_too_few([held_by(0, 1, 2)], nodes("dead", "alive", "alive"))
     assert not are_too_few([held_by(0, 1, 2)], nodes("suspect", "alive", "alive", "alive"))
+    assert are_too_few([held_by(0, 1, 2)], nodes("draining", "alive", "alive", "alive")), "it may soon be switched off"
+    assert not are_too_few([held_by(0, 1, 2)], nodes("draining", "alive", "alive"))
     assert are_too_few([held_by(0, 1, 7)], nodes("alive", "alive", "alive")), "node 7 is not known any more"
 
 

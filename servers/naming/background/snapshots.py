@@ -6,7 +6,7 @@ snapshot is noted before its first part is stored, so none of its parts is garba
 three later ones have replaced, is forgotten, and its parts are. While another is taken, the tail of the last one goes
 on; and the new one is complete only when its own tail has reached what there was by then. Where changes cannot be
 followed any more (Redis or the leader is another, the connection broke) another snapshot is taken. So it is when a
-node died that has a part, and there is another node for it: parts are not repaired.
+node died or is drained that has a part, and there is another node for it: parts are not repaired.
 
 Two jobs of the leader: one takes snapshots, the other stores tails. Each has its turns one after the other.
 """
@@ -84,7 +84,7 @@ class Snapshots:
         await store.ask("stored", seq=tail.stored)
 
     def _is_followed(self, known: Sequence[int], nodes: Sequence[NodeView]) -> bool:
-        """What changes after the last snapshot is stored, and no dead node is missed for any of it."""
+        """What changes after the last snapshot is stored, and no dead or drained node is missed for any of it."""
         tail = self._tail
         if tail is None or tail.snapshot != known[-2] or tail.is_long:
             return False
@@ -192,8 +192,9 @@ class Snapshots:
 
 
 def are_too_few(holders: Iterable[Holders], nodes: Sequence[NodeView]) -> bool:
-    """Whether some part has lost a copy to a node's death, and there is a node that could take another."""
-    there = {node.number for node in nodes if node.state != "dead"}
+    """Whether some part has lost a copy to a node that is dead, or may soon be gone because it is drained, and there is
+    a node that could take another."""
+    there = {node.number for node in nodes if node.state != "dead" and not node.draining}
     return any(len(took & there) < min(len(took), len(takers(nodes))) for took in holders)
 
 
