@@ -87,7 +87,9 @@ class ExtentRoutes:
         def store() -> LaneReply:
             return _CREATED if self._store.put(extent, header, request.body, sync=sync) else _HAD
 
-        if len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.is_crowded():
+        # One that is here already is read back from the disk.
+        is_slow = len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.opened(extent) is not None
+        if is_slow or self._store.is_crowded():
             return _in_thread(self._node.writers, store)
         return self._store_and_sync(extent, header, request.body) if sync else _guarded(store)
 
