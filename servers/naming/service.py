@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 RENEW_SECONDS = 10.0
 WALK_SHARE = 0.1
 """Of the time, at most, that a walk over all of the volume keeps Redis busy."""
+STEP_SECONDS_MAX = 0.05
+"""A step of a walk that takes longer has waited for a Redis that hangs, and has cost it nothing."""
 CHANGES_AT_ONCE_MAX = OP_WINDOW // 4
 """Sent again after a broken connection, none is so late that Redis has forgotten its number."""
 
@@ -79,7 +81,7 @@ class Service:
         """As `store.ask`, for what walks over all of the volume: followed by a rest that leaves Redis to others."""
         began = time.monotonic()
         reply = await self.store.ask(verb, **arguments)
-        await asyncio.sleep((time.monotonic() - began) * (1 / WALK_SHARE - 1))
+        await asyncio.sleep(rest_after(time.monotonic() - began))
         return reply
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
@@ -130,6 +132,11 @@ class Service:
             with contextlib.suppress(TryAgain, Refused):
                 await self.store.ask("session_close", self._session)
         await self.transport.close()
+
+
+def rest_after(step_seconds: float) -> float:
+    """How long a walk over all of the volume rests after such a step, in seconds."""
+    return min(step_seconds, STEP_SECONDS_MAX) * (1 / WALK_SHARE - 1)
 
 
 def alive(nodes: Sequence[NodeView]) -> list[NodeView]:

@@ -14,10 +14,10 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
-from servers.naming.background.garbage import delete_on
+from servers.naming.background.garbage import AWAY_SECONDS, RETRY_SECONDS, delete_on
 from servers.naming.background.repair_plan import Replica
 from servers.naming.keyspace import prefix
-from servers.naming.service import WALK_SHARE, Service
+from servers.naming.service import Service, rest_after
 from servers.protocol.errors import NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
@@ -27,10 +27,7 @@ log = logging.getLogger(__name__)
 
 DELETIONS_PER_TURN = 1024
 COPIES_LEFT_MIN = 2
-"""A surplus copy is deleted only while so many others can be reached, or all of fewer."""
-RETRY_SECONDS = 10.0
-AWAY_SECONDS = 60.0
-"""After this it is looked whether a node that was dead is back. All that such a node had may be on the list."""
+"""A surplus copy is deleted only while so many others can be reached, or all of fewer, and none is known to be bad."""
 
 
 class Dropped:
@@ -55,7 +52,7 @@ class Dropped:
                 await self._delete(rows, mine)
             finally:
                 self._deleting -= mine
-            await asyncio.sleep(took * (1 / WALK_SHARE - 1))
+            await asyncio.sleep(rest_after(took))
 
     async def _delete(self, rows: Sequence[Any], mine: Collection[Replica]) -> None:
         views = {view.number: view for view in await self._service.nodes()}

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
 from servers.naming.keyspace import prefix
-from servers.naming.service import Service
+from servers.naming.service import Service, rest_after
 from servers.protocol.errors import DcsError, NodeFailed, Refused, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.limits import EXTENTS_PER_CALL_MAX
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 ORPHANS_PER_RUN = 256
 DELETIONS_PER_RUN = 1024
 RETRY_SECONDS = 10.0
+AWAY_SECONDS = 60.0
+"""After this it is looked whether a node that was dead is back. All that such a node had may wait for it."""
 REAPS_PER_RUN = 64
 SIGHT_EXTENTS = 512
 """Looked at in one call: Redis is held for a millisecond."""
@@ -49,7 +52,9 @@ async def reap(service: Service) -> None:
 async def delete_condemned(service: Service) -> None:
     """Has the nodes delete what is condemned, and notes which did not."""
     while True:
+        began = time.monotonic()
         rows = await service.store.ask("condemned", count=DELETIONS_PER_RUN)
+        took = time.monotonic() - began
         if not rows:
             return
         pending = {ExtentId(e): set(unpack_nodes(n)) for e, n in zip(rows[::2], rows[1::2], strict=True)}
@@ -63,10 +68,14 @@ async def delete_condemned(service: Service) -> None:
         for number, gone in zip(by_node, answers, strict=True):
             for extent in gone:
                 pending[extent].discard(number)
-        left = [part for e, n in pending.items() if n for part in (e, pack_nodes(sorted(n)))]
-        await service.store.ask(
-            "deleted", gone=[e for e, n in pending.items() if not n], left=left, retry_ms=int(RETRY_SECONDS * 1000)
-        )
+        away = {e for e, numbers in pending.items() if numbers and all(nodes[n].state == "dead" for n in numbers)}
+        soon = [part for e, n in pending.items() if n and e not in away for part in (e, pack_nodes(sorted(n)))]
+        later = [part for e in away for part in (e, pack_nodes(sorted(pending[e])))]
+        no_longer = [e for e, n in pending.items() if not n]
+        await service.store.ask("deleted", gone=no_longer, left=soon, retry_ms=int(RETRY_SECONDS * 1000))
+        if later:
+            await service.store.ask("deleted", gone=[], left=later, retry_ms=int(AWAY_SECONDS * 1000))
+        await asyncio.sleep(rest_after(took))
 
 
 async def delete_on(service: Service, node: NodeView | None, extents: list[ExtentId]) -> set[ExtentId]:
