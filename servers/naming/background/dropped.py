@@ -46,7 +46,7 @@ class Dropped:
             if not rows:
                 return
             # Not one await between the list and this: what is copied in between may be in the map by now.
-            mine = {_replica(row) for row in rows[::2]} - self._fetching
+            mine = {_replica(row) for row in rows[::3]} - self._fetching
             self._deleting |= mine
             try:
                 await self._delete(rows, mine)
@@ -57,19 +57,20 @@ class Dropped:
     async def _delete(self, rows: Sequence[Any], mine: Collection[Replica]) -> None:
         views = {view.number: view for view in await self._service.nodes()}
         by_node: dict[NodeNumber, list[ExtentId]] = {}
-        done = {row for row in rows[::2] if _replica(row)[1] not in views}  # Its node is forgotten.
-        for row, nodes in zip(rows[::2], rows[1::2], strict=True):
+        done = {row for row in rows[::3] if _replica(row)[1] not in views}  # Its node is forgotten.
+        for row, nodes, may_be_needed in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
             extent, number = _replica(row)
             others = unpack_nodes(nodes)
             # While too few others are there it may be needed again.
             alive = sum(n in views and views[n].state == "alive" for n in others)
-            if row not in done and (extent, number) in mine and alive >= min(len(others), COPIES_LEFT_MIN):
+            is_surplus = not may_be_needed and alive >= min(len(others), COPIES_LEFT_MIN)
+            if row not in done and (extent, number) in mine and is_surplus:
                 by_node.setdefault(number, []).append(extent)
         gone = await asyncio.gather(
             *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())
         )
         done |= {e + pack_nodes([n]) for n, extents in zip(by_node, gone, strict=True) for e in extents}
-        left = [row for row in rows[::2] if row not in done]
+        left = [row for row in rows[::3] if row not in done]
         away = [row for row in left if views[_replica(row)[1]].state == "dead"]
         store = self._service.store
         await store.ask("dropped_done", gone=list(done), left=left, retry_ms=int(RETRY_SECONDS * 1000))

@@ -200,8 +200,9 @@ internal('relocate', {}, { moves = 'list', grace_ms = 'count' }, function(c, a)
   return reply
 end)
 
--- dropped {count} -> extent and node, the extent's nodes or '' when no file shows it, ...: whose grace is over
--- One that a file says to be there after all is not listed, and forgotten.
+-- dropped {count} -> extent and node, the extent's nodes or '' when no file shows it, 1 while it may be needed, ...:
+-- whose grace is over. One that a file says to be there after all is not listed, and forgotten. It may be needed while
+-- a file shows the extent and not all its copies are there and good.
 internal('dropped', {}, { count = 'count' }, function(c, a)
   local reply, key = { 0 }, c.K .. ':dropped'
   if c.safe then return reply end
@@ -210,8 +211,8 @@ internal('dropped', {}, { count = 'count' }, function(c, a)
     if nodes and set_of_nodes(nodes)[replica:sub(17)] then
       call('ZREM', key, replica)
     else
-      reply[#reply + 1] = replica
-      reply[#reply + 1] = nodes or ''
+      local n = #reply
+      reply[n + 1], reply[n + 2], reply[n + 3] = replica, nodes or '', nodes and not c:is_healed(replica:sub(1, 16)) and 1 or 0
     end
   end
   return reply
