@@ -29,10 +29,11 @@ class Deletions:
     async def order(self, node: NodeView, extents: Sequence[ExtentId]) -> set[ExtentId]:
         """Those of the extents (at most EXTENTS_PER_CALL_MAX) that the node certainly does not have any more.
 
-        Raises TryAgain, NodeFailed; Refused when nothing may be deleted now.
+        Raises TryAgain, NodeFailed; Refused when nothing may be deleted now. Without any extent it has the node end
+        earlier orders, also while deletions are held.
         """
         async with self._turns[node.uuid]:
-            number, seq, now_ms = await self._store.ask("order")
+            number, seq, now_ms = await self._store.ask("order", empty=not extents)
             expires_ms = now_ms + int(ORDER_SECONDS * 1000)
             order = DeleteOrder(self._store.volume_uuid, node.uuid, number, seq, expires_ms, tuple(extents))
             return await self._storage.delete(node.place, order, order.sign(self._secret))

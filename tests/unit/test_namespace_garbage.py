@@ -71,6 +71,8 @@ def test_while_deletions_are_held_nothing_may_go(volume: Volume, session: Sessio
     assert sighted(volume, NOBODYS) == {}
     assert volume.call("collect", extents=[NOBODYS]) == []
     assert volume.errno("order") == errno.EROFS
+    assert volume.errno("order", empty=False) == errno.EROFS
+    assert volume.call("order", empty=True)[0] == 1, "it only ends earlier ones"
     assert volume.call("deletions")[1] == b"looking"
     volume.call("hold", why=b"")
     assert len(volume.condemned()) == 1
@@ -80,6 +82,7 @@ def test_while_deletions_are_held_nothing_may_go(volume: Volume, session: Sessio
 def test_in_safe_mode_no_order_is_given(volume: Volume) -> None:
     volume.call("volume_open", **{**volume.settings, "seq": 10**6})
     assert volume.errno("order") == errno.EROFS
+    assert volume.errno("order", empty=True) == errno.EROFS
     assert sighted(volume, NOBODYS) == {}
 
 

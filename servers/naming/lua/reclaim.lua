@@ -180,9 +180,10 @@ read('why', { extents = 'list', node = 'id?' }, function(c, a)
   return reply
 end)
 
--- order {} -> the number of a delete order, the latest change, now in ms; EROFS when nothing may be deleted
-internal('order', {}, {}, function(c)
-  if not c:may_delete() then return { EROFS } end
+-- order {empty} -> the number of a delete order, the latest change, now in ms; EROFS when nothing may be deleted
+-- One that names nothing only ends those before it: while deletions are held, too.
+internal('order', {}, { empty = 'flag' }, function(c, a)
+  if c.safe or not (a.empty or c:may_delete()) then return { EROFS } end
   return { 0, call('HINCRBY', c.K .. ':volume', 'next_order', 1), c:setting('seq'), c.ms }
 end)
 
