@@ -58,6 +58,8 @@ LISTEN_SECONDS = 6.0
 RUN_SECONDS = 5.0
 """A turn of the job; the next one looks at the nodes anew."""
 LISTED_PER_TURN = 256
+RECOUNT_SECONDS = 1.0
+"""Of a turn: what is in danger does not wait for more."""
 AGAIN_SECONDS = 2.0
 """Between two surveys."""
 QUEUE_MAX = IDLE_MAX = 20_000
@@ -132,6 +134,8 @@ class Repair:
         self._thin_cursor = self._damaged_cursor = b"0"
         self._damaged_seen: set[Replica] = set()
         self._read_again_at: dict[Replica, float] = {}
+        self._recounting = deque[tuple[int, int, bytes]]()
+        """Inodes to be recounted, since which change each waits for that, and its cursor."""
         self._tried_again_at = time.monotonic()
         self._told: bytes = b""
 
@@ -194,6 +198,7 @@ class Repair:
             self._process = store.process
             self._thin_cursor = self._damaged_cursor = b"0"
             self._damaged_seen = set(self._damaged)
+            self._recounting.clear()
         await self._take_damaged()
         await self._take_thin()
         await self._take_recounted()
@@ -266,21 +271,22 @@ class Repair:
                     self._read_again(*replica)
 
     async def _take_recounted(self) -> None:
-        """Files that are asked for in another number of copies than before."""
-        store = self._service.store
-        rows = await store.ask("recount", count=LISTED_PER_TURN)
-        for ino, change in zip(rows[::2], rows[1::2], strict=True):
-            cursor = b"0"
-            while True:
-                cursor, found = await store.ask(
-                    "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
-                )
-                rows = held_of(found)
-                for held in rows:
-                    self._idle.pop(held.extent)
-                self.take(rows)
-                if cursor == b"0":
-                    break
+        """Files that are asked for in another number of copies than before; some parts of them in each turn."""
+        store, until = self._service.store, time.monotonic() + RECOUNT_SECONDS
+        if not self._recounting:
+            some = await store.ask("recount", count=LISTED_PER_TURN)
+            self._recounting.extend((ino, change, b"0") for ino, change in zip(some[::2], some[1::2], strict=True))
+        while self._recounting and time.monotonic() < until:
+            ino, change, cursor = self._recounting.popleft()
+            cursor, found = await store.ask(
+                "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
+            )
+            if cursor != b"0":
+                self._recounting.appendleft((ino, change, cursor))
+            rows = held_of(found)
+            for held in rows:
+                self._idle.pop(held.extent)
+            self.take(rows)
 
     def take(self, found: Iterable[Held], survey: Survey | None = None) -> None:
         """Queues what can be repaired, and keeps in mind what cannot."""
@@ -334,11 +340,15 @@ class Repair:
             "leaving": pack_nodes(sorted(outlook.draining)),
         }
         survey.cursor, later, rows = await self._service.ask_gently("survey", cursor=survey.cursor, **wanted)
+        if self._survey is not survey:
+            return  # All was forgotten meanwhile, what this walk has found so far, too.
         self._judge(survey, outlook, held_of(rows))
         for ino in later:
             cursor = b"0"
             while True:
                 cursor, rows = await self._service.ask_gently("survey_file", ino=ino, cursor=cursor, **wanted)
+                if self._survey is not survey:
+                    return
                 self._judge(survey, outlook, held_of(rows))
                 if cursor == b"0":
                     break
