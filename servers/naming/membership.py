@@ -46,6 +46,8 @@ class Member:
     """Since its last heartbeat."""
     draining_seconds: float = 0.0
     """Since an operator asked to empty it."""
+    draining_since_ms: int = 0
+    """When that was, by Redis's clock: it tells one such wish from the next."""
 
 
 def judge(silent_seconds: float, steady_seconds: float, returns: int, patience: Patience) -> NodeState:
@@ -77,7 +79,8 @@ def read_members(rows: Sequence[Any], patience: Patience) -> list[Member]:
             NodeNumber(int(number)), uuid, address, state, free, used, total, space, rack, draining=draining_ms > 0,
             store_ms=store_ms,
         )  # fmt: skip
-        members.append(Member(view, silent_seconds, (now_ms - draining_ms) / 1000 if draining_ms else 0.0))
+        draining_seconds = (now_ms - draining_ms) / 1000 if draining_ms else 0.0
+        members.append(Member(view, silent_seconds, draining_seconds, draining_ms))
     return sorted(_without_ghosts(members), key=lambda member: member.view.number)
 
 

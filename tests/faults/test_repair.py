@@ -269,6 +269,10 @@ def test_a_node_that_is_gone_for_good_is_forgotten(make_cluster: MakeCluster) ->
     cluster.dcs("setrep", "3", "/stays")
     assert "empty it first" in cluster.dcs("forget", str(gone.number), expect=1).stderr.decode()
     cluster.dcs("drain", str(gone.number), "--wait")
+    cluster.dcs("undrain", str(gone.number))
+    cluster.dcs("drain", str(gone.number))
+    assert "empty it first" in cluster.dcs("forget", str(gone.number), expect=1).stderr.decode(), "it was so before"
+    cluster.dcs("drain", str(gone.number), "--wait")
     cluster.dcs("forget", str(gone.number))
     cluster.wait_clean()
     assert {row["id"] for row in cluster.dcs_json("nodes")} == {node.number for node in cluster.nodes[1:]}

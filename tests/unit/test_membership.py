@@ -64,3 +64,4 @@ def test_records_of_before_and_drained_nodes_are_read() -> None:
     one, two = read_members(rows, Patience())
     assert (one.view.state, one.silent_seconds, one.view.takes_copies) == ("alive", 1.0, True)
     assert (two.view.state, two.draining_seconds, two.view.takes_copies) == ("suspect", 60.0, False)
+    assert (one.draining_since_ms, two.draining_since_ms) == (0, 40_000)

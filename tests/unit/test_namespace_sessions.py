@@ -482,11 +482,13 @@ def test_a_node_is_drained_until_it_is_not(volume: Volume) -> None:
 def test_a_node_is_forgotten_when_it_is_emptied_and_silent(volume: Volume) -> None:
     """And refused from then on; its number is not used again."""
     volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)
-    assert volume.errno("forget", node=2, silent_ms=0) == errno.ENOENT
-    assert volume.errno("forget", node=1, silent_ms=0) == errno.EBUSY
+    assert volume.errno("forget", node=2, silent_ms=0, since_ms=0) == errno.ENOENT
+    assert volume.errno("forget", node=1, silent_ms=0, since_ms=0) == errno.EBUSY
     volume.call("drain", node=1, drain=True)
-    assert volume.errno("forget", node=1, silent_ms=60_000) == errno.EBUSY
-    volume.call("forget", node=1, silent_ms=0)
+    (since_ms,) = volume.call("nodes")[3::3]
+    assert volume.errno("forget", node=1, silent_ms=60_000, since_ms=since_ms) == errno.EBUSY
+    assert volume.errno("forget", node=1, silent_ms=0, since_ms=since_ms - 1) == errno.EBUSY, "it was drained before"
+    volume.call("forget", node=1, silent_ms=0, since_ms=since_ms)
     assert volume.call("nodes")[1:] == []
     assert volume.errno("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT) == errno.ESTALE
     assert volume.call("heartbeat", uuid="m", address="a:1", volume="", seq=0, **HEARTBEAT)[0] == 2

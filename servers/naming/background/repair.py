@@ -118,7 +118,7 @@ class Repair:
         self._epoch = epoch
         self._process = ""
         self._outlook = UNSEEN
-        self._draining: dict[NodeNumber, float] = {}
+        self._draining: dict[NodeNumber, Member] = {}
         self._listening_since = time.monotonic()
         self._queue = Backlog(QUEUE_MAX)
         self._idle = Backlog(IDLE_MAX)
@@ -130,12 +130,13 @@ class Repair:
         self._signature: tuple[object, ...] = ()
         self._survey: Survey | None = None
         self._surveyed: Survey | None = None
-        self._drained: set[NodeNumber] = set()
+        self._drained: set[tuple[NodeNumber, int]] = set()
+        """Which, and since when it was to be emptied: drained again later, a node may have taken more in between."""
         self._thin_cursor = self._damaged_cursor = b"0"
         self._damaged_seen: set[Replica] = set()
-        self._read_again_at: dict[Replica, float] = {}
         self._recounting = deque[tuple[int, int, bytes]]()
         """Inodes to be recounted, since which change each waits for that, and its cursor."""
+        self._read_again_at: dict[Replica, float] = {}
         self._tried_again_at = time.monotonic()
         self._told: bytes = b""
 
@@ -197,8 +198,8 @@ class Repair:
         if store.process != self._process:
             self._process = store.process
             self._thin_cursor = self._damaged_cursor = b"0"
-            self._damaged_seen = set(self._damaged)
             self._recounting.clear()
+            self._damaged_seen = set(self._damaged)
         await self._take_damaged()
         await self._take_thin()
         await self._take_recounted()
@@ -229,9 +230,8 @@ class Repair:
         if outlook.is_paused and not self._outlook.is_paused:
             log.warning("many storage nodes vanished together: only last copies are copied for now")
         self._outlook = outlook
-        before, self._draining = self._draining, {m.view.number: m.draining_seconds for m in members if m.view.draining}
-        # Who is drained for less long than at the last look was not drained in between.
-        self._drained = {n for n in self._drained if self._draining.get(n, 0.0) >= before.get(n, 0.0) > 0.0}
+        self._draining = {m.view.number: m for m in members if m.view.draining}
+        self._drained &= {(number, m.draining_since_ms) for number, m in self._draining.items()}
         takers = frozenset(view.number for view in outlook.takers)
         signature = (outlook.staying, outlook.awaited, outlook.draining, outlook.readable, takers)
         if signature != self._signature:
@@ -321,7 +321,7 @@ class Repair:
             is_due = True
         elif self._is_survey_wanted:
             is_due = not self._queue and now - last.ended_at > AGAIN_SECONDS
-        elif self._draining.keys() - self._drained:
+        elif len(self._drained) < len(self._draining):
             is_due = not self._queue and now - last.ended_at > max(AGAIN_SECONDS, last.ended_at - last.began_at)
         else:
             is_due = now - last.ended_at > self._service.settings.survey_interval_seconds
@@ -370,13 +370,14 @@ class Repair:
     def _note_drained(self, survey: Survey) -> None:
         """A node is empty when a whole walk, begun when nobody could still be storing there, found nothing on it."""
         took = time.monotonic() - survey.began_at
-        for number, seconds in self._draining.items():
-            settled = seconds - took >= self._service.settings.drain_grace_seconds
-            if settled and not survey.on_nodes.get(number) and number not in self._drained:
+        for number, member in self._draining.items():
+            settled = member.draining_seconds - took >= self._service.settings.drain_grace_seconds
+            drained = number, member.draining_since_ms
+            if settled and not survey.on_nodes.get(number) and drained not in self._drained:
                 log.info("node %d is drained: it may be switched off", number)
-                self._drained.add(number)
+                self._drained.add(drained)
             elif survey.on_nodes.get(number):
-                self._drained.discard(number)
+                self._drained.discard(drained)
 
     # Doing.
 

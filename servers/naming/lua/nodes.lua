@@ -98,14 +98,15 @@ internal('drain', {}, { node = 'count', drain = 'flag' }, function(c, a)
   return { 0 }
 end)
 
--- forget {node, silent_ms} -> ; it will not come back. ENOENT for one that is not known, EBUSY for one that was heard
--- of within so long, or that is not being emptied.
-internal('forget', {}, { node = 'count', silent_ms = 'count' }, function(c, a)
+-- forget {node, silent_ms, since_ms} -> ; it will not come back. ENOENT for one that is not known, EBUSY for one that was
+-- heard of within so long, or that is not being emptied since then.
+internal('forget', {}, { node = 'count', silent_ms = 'count', since_ms = 'count' }, function(c, a)
   local number = text(a.node)
   local record = call('HGET', c.K .. ':nodes', number)
   if not record then return { ENOENT } end
   local node = unpack_value(record)
-  if c.ms - node[8] < a.silent_ms or call('HEXISTS', c.K .. ':draining', number) == 0 then return { EBUSY } end
+  local since = call('HGET', c.K .. ':draining', number)
+  if c.ms - node[8] < a.silent_ms or since ~= text(a.since_ms) then return { EBUSY } end
   call('SADD', c.K .. ':forgotten', node[1])
   for _, key in ipairs({ ':nodes', ':draining', ':node_facts', ':doubted', ':judged' }) do call('HDEL', c.K .. key, number) end
   return { 0 }

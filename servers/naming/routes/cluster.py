@@ -100,12 +100,12 @@ def cluster_routes(service: Service) -> APIRouter:
 
     @routes.get("/v1/status")
     async def status() -> Status:
-        views, known = await service.nodes(), read_facts(await store.ask("facts"))
+        members, known = await service.members(), read_facts(await store.ask("facts"))
         (held,) = await store.ask("status")
         v = {name.decode(): value for name, value in held.items()}
-        space, survey = cluster_space(views), survey_of(held)
+        space, survey = cluster_space([member.view for member in members]), survey_of(held)
         return Status(
-            nodes=node_rows(views, known, survey.get("drained", ())), volume=v["uuid"].decode(), redis="ok",
+            nodes=node_rows(members, known, survey), volume=v["uuid"].decode(), redis="ok",
             safe_mode=bool(v["safe"]), safe_because=v["safe"].decode(), deletions_held=v["held"].decode(),
             garbage_brake=v["brake"].decode(),
             under_replicated=max(v["under_replicated"], survey.get("under_replicated", 0)),

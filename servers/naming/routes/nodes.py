@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import msgpack
 from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel, Field
 
-from servers.naming.membership import CALM_SECONDS
+from servers.naming.membership import CALM_SECONDS, Member
 from servers.naming.node_facts import UINT, DiskFacts, Known, NodeFacts, read_facts
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.errors import Refused
 from servers.protocol.ids import NodeNumber
 from servers.protocol.naming_api import NODES_PATH
-from servers.protocol.placement import NodeView
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +93,9 @@ def node_routes(service: Service) -> APIRouter:
     @routes.get(NODES_PATH)
     async def nodes() -> Nodes:
         """All storage nodes, but for those that were forgotten, with their state by their heartbeats."""
-        views, known = await service.nodes(), read_facts(await store.ask("facts"))
+        members, known = await service.members(), read_facts(await store.ask("facts"))
         (held,) = await store.ask("status")
-        return Nodes(nodes=node_rows(views, known, survey_of(held).get("drained", ())))
+        return Nodes(nodes=node_rows(members, known, survey_of(held)))
 
     @routes.post(NODES_PATH + "/{node}/drain", responses=refusals(404))
     async def drain(node: Annotated[int, Path(ge=1, lt=65536)]) -> dict[str, bool]:
@@ -146,12 +145,14 @@ async def _register(service: Service, node: Registration) -> Registered:
 
 async def _forget(service: Service, node: int) -> None:
     (held,) = await service.store.ask("status")
-    if node not in {view.number for view in await service.nodes()}:
+    member = next((member for member in await service.members() if member.view.number == node), None)
+    if member is None:
         raise _no_such(node)
-    if node not in survey_of(held).get("drained", ()):
+    if not _is_drained(member, survey_of(held)):
         raise HTTPException(409, f"node {node} has what may be needed: empty it first, dcs drain {node} --wait")
+    silent_ms = int(service.patience.dead_after_seconds * 1000)
     try:
-        await service.store.ask("forget", node=node, silent_ms=int(service.patience.dead_after_seconds * 1000))
+        await service.store.ask("forget", node=node, silent_ms=silent_ms, since_ms=member.draining_since_ms)
     except Refused as error:
         if error.errno != EBUSY:
             raise _no_such(node) from error
@@ -177,15 +178,21 @@ def survey_of(held: dict[bytes, Any]) -> dict[str, Any]:  # Any: what msgpack gi
     return msgpack.unpackb(held[b"survey"]) if held[b"survey"] else {}
 
 
-def node_rows(views: Iterable[NodeView], known: Mapping[NodeNumber, Known], drained: Collection[int]) -> list[Node]:
+def _is_drained(member: Member, survey: dict[str, Any]) -> bool:
+    """Found empty since it was last asked to be emptied."""
+    return member.view.draining and [member.view.number, member.draining_since_ms] in survey.get("drained", ())
+
+
+def node_rows(members: Iterable[Member], known: Mapping[NodeNumber, Known], survey: dict[str, Any]) -> list[Node]:
     rows = []
-    for view in views:
+    for member in members:
+        view = member.view
         row = known.get(view.number, Known())
         rows.append(
             Node(
                 id=view.number,
                 **vars(view),
-                drained=view.draining and view.number in drained,
+                drained=_is_drained(member, survey),
                 in_doubt=row.in_doubt,
                 disks=row.facts.disks,
             )
