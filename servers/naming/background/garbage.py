@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 ORPHANS_PER_RUN = 256
 DELETIONS_PER_RUN = 1024
 RETRY_SECONDS = 10.0
-AWAY_SECONDS = 60.0
+AWAY_SECONDS = 20.0
 """After this it is looked whether a node that was dead is back. All that such a node had may wait for it."""
 REAPS_PER_RUN = 64
 SIGHT_EXTENTS = 512
