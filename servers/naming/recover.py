@@ -91,7 +91,7 @@ async def _recover(settings: NamingSettings, secret: str, addresses: list[str], 
         await _check_empty(place, key)
         if use_snapshot:
             await _check_alone(place, key)
-        if not (use_snapshot and await _restore_newest(storage, place, key, held)):
+        if not (use_snapshot and await _restore_newest(storage, place, settings.volume, held)):
             await _make_volume(storage, place.endpoints[0], place, key, held, settings, secret)
             print("No snapshot was restored: the volume begins anew.")
         await _finish(settings, secret, held)
@@ -159,15 +159,22 @@ async def _open(place: RedisPlace) -> Connection:
     return connection
 
 
-async def _restore_newest(storage: StorageClient, place: RedisPlace, key: str, held: dict[str, set[ExtentId]]) -> bool:
+async def _restore_newest(
+    storage: StorageClient, place: RedisPlace, volume: str, held: dict[str, set[ExtentId]]
+) -> bool:
     """False when the nodes have no snapshot."""
     with tempfile.TemporaryDirectory(prefix="dcs-snapshot-") as directory:
         rdb, changes = Path(directory, "snapshot.rdb"), Path(directory, "changes")
         fetched = await fetch_newest(storage, held, rdb, changes)
         if fetched is None:
             return False
+        name = fetched.manifest.name
+        if name != volume:
+            raise CannotRecover(
+                f"the snapshot is of the volume {name}, not {volume}: nothing is changed. Say --volume {name}"
+            )
         await restore(place, place.endpoints[0], rdb, changes)
-    seq = await _volume_seq(place, key)
+    seq = await _volume_seq(place, volume)
     manifest = fetched.manifest
     taken = datetime.fromtimestamp(manifest.taken_s, UTC)
     print(f"Restored the snapshot of change {manifest.seq}, of {taken:%F %T} UTC: {manifest.size} bytes.")
@@ -179,12 +186,21 @@ async def _restore_newest(storage: StorageClient, place: RedisPlace, key: str, h
     return True
 
 
-async def _volume_seq(place: RedisPlace, key: str) -> int:
+async def _volume_seq(place: RedisPlace, volume: str) -> int:
+    """Raises CannotRecover where the snapshot has the volume in another of Redis's databases."""
     connection = await _open(place)
     try:
-        return int(await connection.send("HGET", f"{key}:volume", "seq"))
+        seq = await connection.send("HGET", f"{prefix(volume)}:volume", "seq")
+        databases = (await connection.send("INFO", "keyspace")).decode()
     finally:
         connection.abort()
+    if seq is None:
+        others = ", ".join(re.findall(r"^db(\d+):", databases, re.MULTILINE))
+        raise CannotRecover(
+            f"the snapshot has the volume not in database {place.db} but in {others or 'none'}: empty this Redis again "
+            "(FLUSHALL), and begin anew with that number at the end of --redis-url"
+        )
+    return int(seq)
 
 
 async def _make_volume(

@@ -62,7 +62,7 @@ def recover(cluster: Cluster, *options: str, expect: int = 0) -> str:
 @pytest.mark.fault("M12")
 def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: Cluster) -> None:
     """What the snapshot has is as it was; what was written since is in /lost+found, also by a mount that is older than
-    the snapshot; nothing is deleted meanwhile."""
+    the snapshot; nothing is deleted meanwhile. Where Redis, volume or database are the wrong ones it is said."""
     cluster.dcs("mkdir", "/d")
     mount = cluster.mount("m")
     cluster.write("/d/early", EARLY)
@@ -79,6 +79,11 @@ def test_an_empty_redis_is_rebuilt_from_the_snapshot_and_the_replicas(cluster: C
     cluster.ask_redis("SET", "another", "volume")
     assert "keys that are not this volume's" in recover(cluster, expect=1)
     cluster.ask_redis("DEL", "another")
+    assert "Say --volume main" in recover(cluster, "--volume", "other", expect=1)
+    assert cluster.ask_redis("DBSIZE") == "0"
+    elsewhere = f"redis://127.0.0.1:{cluster.redis_port}/1"
+    assert "not in database 1 but in 0" in recover(cluster, "--redis-url", elsewhere, expect=1)
+    cluster.ask_redis("FLUSHALL")
     said = recover(cluster)
     assert "Restored the snapshot" in said
     cluster.naming.start()
