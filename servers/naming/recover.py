@@ -24,6 +24,8 @@ from typing import Any
 
 from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
+from servers.naming.background.repair import MOVED, MOVES_PER_CALL, held_of
+from servers.naming.background.repair_plan import Held
 from servers.naming.keyspace import glob_literal, prefix
 from servers.naming.lost_found import Found, LostFile, plan_files
 from servers.naming.redis_connection import Connection, connect
@@ -36,7 +38,7 @@ from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused
 from servers.protocol.ids import ROOT_INODE, ExtentId, NodeNumber, extent_session
 from servers.protocol.limits import CHUNKS_PER_CALL_MAX, EXTENTS_PER_CALL_MAX, SEGMENTS_PER_COMMIT_MAX
 from servers.protocol.names import unescape
-from servers.protocol.naming_api import pack_segments
+from servers.protocol.naming_api import pack_nodes, pack_segments
 from servers.protocol.snapshots import is_part
 from servers.serving.access import SecretError, load_secret
 
@@ -46,7 +48,8 @@ DESCRIBED_AT_ONCE_MAX = 8
 SEGMENTS_MAX = SEGMENTS_PER_COMMIT_MAX // 2
 CONNECTED_SECONDS = 30.0
 LOST_FOUND = b"lost+found"
-GARBAGE, IN_FLIGHT = 0, 3
+LOOKED_UP_PER_CALL = 256
+GARBAGE, NEEDED, IN_FLIGHT = 0, 1, 3
 """What `known` says of an extent."""
 EEXIST = 17
 
@@ -257,7 +260,13 @@ async def _while_connected(service: Service, work: Coroutine[Any, Any, None]) ->
 async def _after_restore(service: Service, held: dict[str, set[ExtentId]]) -> None:
     sessions = [extent_session(extent) for names in held.values() for extent in names]
     await service.store.ask("recovered", session=max(sessions, default=0), why="dcs recover")
-    found = await _unknown(service, held)
+    numbers = await _numbers(service, list(held))
+    where = _where(held)
+    unknown, needed = await _judged(service, sorted(where))
+    elsewhere = await _name_holders(service, needed, where, numbers)
+    if elsewhere:
+        print(f"{elsewhere} extents lie on other nodes than the metadata said: now it names these, too.")
+    found = await _found(service, unknown, where, numbers)
     chunk_size = (await service.store.ask("status"))[0][b"chunk_size"]
     files = plan_files(found, chunk_size)
     made = await _make_files(service, files) if files else 0
@@ -265,20 +274,63 @@ async def _after_restore(service: Service, held: dict[str, set[ExtentId]]) -> No
     print("Start the naming servers, look around, then let deletions go on: dcs gc --resume")
 
 
-async def _unknown(service: Service, held: dict[str, set[ExtentId]]) -> list[Found]:
+def _where(held: dict[str, set[ExtentId]]) -> dict[ExtentId, list[str]]:
+    """The addresses of the nodes that hold each extent of files."""
     where: dict[ExtentId, list[str]] = {}
     for address, names in held.items():
         for extent in names:
             if not is_part(extent):
                 where.setdefault(extent, []).append(address)
+    return where
+
+
+async def _judged(service: Service, extents: list[ExtentId]) -> tuple[list[ExtentId], list[ExtentId]]:
+    """Those that the metadata does not know, and those that files show."""
     unknown: list[ExtentId] = []
-    extents = sorted(where)
+    needed: list[ExtentId] = []
     for at in range(0, len(extents), EXTENTS_PER_CALL_MAX):
         batch = extents[at : at + EXTENTS_PER_CALL_MAX]
         verdicts = await service.store.ask("known", extents=batch)
         # No session lives: what one would still commit, had its mount not gone on with another Redis, is unknown too.
         unknown += [e for e, verdict in zip(batch, verdicts, strict=True) if verdict in (GARBAGE, IN_FLIGHT)]
-    numbers = await _numbers(service, list(held))
+        needed += [e for e, verdict in zip(batch, verdicts, strict=True) if verdict == NEEDED]
+    return unknown, needed
+
+
+async def _name_holders(
+    service: Service, extents: list[ExtentId], where: dict[ExtentId, list[str]], numbers: dict[str, NodeNumber]
+) -> int:
+    """Where a node that a map names does not hold the extent and another does, by a repair that this metadata is
+    older than, the map names the other too. None leaves a map: repair looks which are good. Returns for how many."""
+    moved = 0
+    for at in range(0, len(extents), LOOKED_UP_PER_CALL):
+        (rows,) = await service.store.ask("whereabouts", extents=extents[at : at + LOOKED_UP_PER_CALL])
+        moves = []
+        for shown in held_of(rows):
+            holders = {numbers[address] for address in where[shown.extent]}
+            added = sorted(holders.difference(shown.nodes))
+            if added and not holders.issuperset(shown.nodes):
+                moves.append((shown, added))
+        for first in range(0, len(moves), MOVES_PER_CALL):
+            moved += await _relocate(service, moves[first : first + MOVES_PER_CALL])
+    return moved
+
+
+async def _relocate(service: Service, moves: list[tuple[Held, list[NodeNumber]]]) -> int:
+    replicas = [shown.extent + pack_nodes([number]) for shown, added in moves for number in added]
+    await service.store.ask("undrop", replicas=replicas)
+    flat = [
+        x for shown, added in moves for x in (shown.extent, pack_nodes(shown.nodes), pack_nodes([*shown.nodes, *added]))
+    ]
+    grace_ms = int(service.settings.condemned_grace_seconds * 1000)
+    results = await service.store.ask("relocate", moves=flat, grace_ms=grace_ms)
+    return sum(result == MOVED for result in results)
+
+
+async def _found(
+    service: Service, unknown: list[ExtentId], where: dict[ExtentId, list[str]], numbers: dict[str, NodeNumber]
+) -> list[Found]:
+    """What the nodes tell of those that have a good replica."""
     found: list[Found] = []
     waiting = iter(unknown)
 

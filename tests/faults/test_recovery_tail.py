@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,6 +211,38 @@ def test_where_the_newest_snapshot_cannot_be_read_an_older_one_is_restored(clust
     cluster.dcs("gc", "--resume")
     cluster.wait_clean()
     assert cluster.read("/removed") == EARLY
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.fault("M12")
+def test_what_lies_elsewhere_than_an_older_snapshot_says_is_found_there(cluster: Cluster) -> None:
+    """As when it was moved after that snapshot: no node that the maps name has it, and one that they do not has."""
+    cluster.write("/elsewhere-by-now", LATE)
+    wait_stored(cluster)
+    replicas = cluster.all_replicas_of("/elsewhere-by-now")
+    for process in (cluster.naming, cluster.redis, *cluster.nodes):
+        process.stop()
+    for extent in {replica.extent for replica in replicas}:
+        paths = {replica.node: replica.path for replica in replicas if replica.extent == extent}
+        (other,) = [node for node in cluster.nodes if node.number not in paths]
+        first, *rest = paths.items()
+        place = other.data_dir / first[1].relative_to(cluster.node(first[0]).data_dir)
+        place.parent.mkdir(exist_ok=True)
+        shutil.move(first[1], place)
+        for _, path in rest:
+            path.unlink()
+    for node in cluster.nodes:
+        node.start()
+    lose_redis(cluster)
+    count = len({replica.extent for replica in replicas})
+    assert f"{count} extents lie on other nodes than the metadata said" in recover(cluster)
+    cluster.naming.start()
+    cluster.wait_alive(4)
+    assert cluster.read("/elsewhere-by-now") == LATE
+    cluster.wait_whole("/elsewhere-by-now")
+    cluster.dcs("gc", "--resume")
+    cluster.wait_clean()
+    assert cluster.read("/elsewhere-by-now") == LATE
 
 
 def lag_seconds(cluster: Cluster) -> float:
