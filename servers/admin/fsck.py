@@ -128,7 +128,7 @@ async def _report(connection: Connection, found: Findings, reported: set[tuple[s
             reported.add((finding.extent, finding.node))
     uuids = {int(node.number): node.uuid for node in await connection.naming.nodes()}
     stopped: set[str] = set()
-    for number in {finding.node for finding in found.garbage}:
+    for number in {finding.node for finding in found.garbage} & uuids.keys():  # Some may be forgotten by now.
         garbage = [parse_extent_text(finding.extent) for finding in found.garbage if finding.node == number]
         for batch in _batches(garbage):
             order = {"node": uuids[number], "extents": [extent_text(extent) for extent in batch]}
@@ -169,12 +169,14 @@ class _Comparison:
         self._nodes: dict[NodeNumber, NodeView] = {}
         self._held: dict[NodeNumber, dict[ExtentId, int]] = {}
         """Length by extent; only of nodes that told all they hold."""
+        self._newcomers: set[NodeNumber] = set()
         self._shown: dict[ExtentId, _Shown] = {}
 
     async def run(self) -> Findings:
         self._nodes = {node.number: node for node in await self._connection.naming.nodes()}
         await asyncio.gather(*(self._take_inventory(node) for node in self._nodes.values()))
         await self._read_shown()
+        await self._note_newcomers()
         found = self._found
         found.nodes, found.extents = len(self._nodes), len(self._shown)
         found.replicas = sum(len(shown.nodes) for shown in self._shown.values())
@@ -213,8 +215,10 @@ class _Comparison:
             try:
                 page = await self._connection.naming.json("GET", f"/v1/extents?after={after}")
             except ServerRefused as error:
-                if error.status != CONFLICT or walks == WALKS_MAX:
+                if error.status != CONFLICT:
                     raise
+                if walks == WALKS_MAX:
+                    raise TryAgain(f"files could not be read to the end, {walks} times: {error}") from error
                 after, walks = "0", walks + 1  # Redis was started again: what was seen so far is true all the same.
                 continue
             for row in page["extents"]:
@@ -227,11 +231,20 @@ class _Comparison:
                     shown.length_min = max(shown.length_min, row["length"])
             after = page["next"]
 
+    async def _note_newcomers(self) -> None:
+        """Nodes that registered after the inventories began, and may have what files show by now."""
+        for node in await self._connection.naming.nodes():
+            if node.number not in self._nodes:
+                self._newcomers.add(node.number)
+                self._found.unknown.append(f"node {node.number} ({node.state}): it came in meanwhile; look again")
+
     # What should be there.
 
     async def _find_missing(self) -> None:
         suspects: dict[NodeNumber, list[ExtentId]] = {}
         for extent, number in self._expected():
+            if number in self._newcomers:
+                continue
             if number not in self._nodes:
                 self._found.missing_replicas.append(self._finding(extent, number, "no such node"))
             elif number in self._held and not self._is_good(extent, self._held[number].get(extent)):
