@@ -217,7 +217,7 @@ def test_surplus_copies_that_wait_for_their_deletion_are_shown(careful: Cluster)
 
 
 def test_the_tool_on_the_node_shows_garbage_and_has_it_deleted(careful: Cluster) -> None:
-    """It deletes nothing that a file shows, and nothing by itself."""
+    """It deletes nothing that a file shows, and nothing by itself. While nothing may be deleted it says so."""
     node = careful.nodes[0]
     careful.write("/live", b"needed")
     (live,) = [replica for replica in careful.replicas_of("/live") if replica.node == node.number]
@@ -230,10 +230,21 @@ def test_the_tool_on_the_node_shows_garbage_and_has_it_deleted(careful: Cluster)
         assert done.returncode == 0, done.stderr
         return done.stdout.decode()
 
+    def refused() -> bytes:
+        done = run_tool(careful, node, "--delete")
+        assert (done.returncode, done.stdout.endswith(b" 0 deleted\n")) == (1, True)
+        return done.stderr
+
     said = tool()
     assert f"{extent_text(garbage)}: no file shows it" in said
     assert live.extent not in said
-    assert "0 deleted" in tool("--delete"), "deletions are held"
+    assert refused() == b"gc: deletions are held: so that nothing else deletes it; dcs gc --resume lets them go on\n"
+    (said,) = careful.dcs_json("fsck", "--repair", expect=1)["stopped"]
+    assert "deletions are held: so that nothing else deletes it" in said
+    careful.ask_redis("HSET", "dcs:{main}:volume", "safe", "it looks old")
+    assert refused() == b"gc: nothing is deleted in SAFE mode: it looks old; see dcs status\n"
+    careful.ask_redis("HDEL", "dcs:{main}:volume", "safe")
+    assert has(node, garbage)
     careful.dcs("gc", "--resume")
     wait_for(lambda: "1 deleted" in tool("--delete") or not has(node, garbage), "it is deleted")
     assert not has(node, garbage)

@@ -77,8 +77,10 @@ def deletion_routes(service: Service) -> APIRouter:
         """Has the node delete now those of the extents that are garbage, known for its grace.
 
         The collector's brake holds here as well, however small the order: only what the collector has counted on this
-        node, when that was not suspiciously much, is deleted; 409 while garbage waits to be confirmed."""
+        node, when that was not suspiciously much, is deleted; 409 while garbage waits to be confirmed, and while
+        nothing is deleted at all."""
         node = await _node(service, order.node)
+        await _check_not_held(service)
         extents = [extent_of(text) for text in order.extents]
         rows = await store.ask("sight", extents=extents)
         now_ms, _, stopped, brake_off_ms = await store.ask("deletions")
@@ -93,6 +95,14 @@ def deletion_routes(service: Service) -> APIRouter:
         return Collected(deleted=[extent_text(e) for e in gone])
 
     return routes
+
+
+async def _check_not_held(service: Service) -> None:
+    (volume,) = await service.store.ask("status")
+    if volume[b"safe"]:
+        raise HTTPException(409, f"nothing is deleted in SAFE mode: {volume[b'safe'].decode()}; see dcs status")
+    if volume[b"held"]:
+        raise HTTPException(409, f"deletions are held: {volume[b'held'].decode()}; dcs gc --resume lets them go on")
 
 
 async def _node(service: Service, uuid: str) -> NodeView:
