@@ -22,6 +22,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import trio
@@ -193,6 +194,7 @@ class TrioTransport:
             timer.allow(math.inf, "waiting for a free connection")
             await pool.wait_to_enter()
             timer.allow(first_byte_seconds, "sending the request")
+        is_repeated = False
         try:
             connection = pool.take()
             if connection is not None:
@@ -202,11 +204,13 @@ class TrioTransport:
                     if connection.answered:
                         raise
                 self._sent_again += 1
+                is_repeated = True
             timer.allow(CONNECT_SECONDS, "connecting")
             self._connects += 1
             connection = _Connection(await _connect(address))
             timer.allow(first_byte_seconds, "sending the request")
-            return await self._on(connection, pool, method, seal, request, timer, first_byte_seconds)
+            answer = await self._on(connection, pool, method, seal, request, timer, first_byte_seconds)
+            return replace(answer, is_repeated=True) if is_repeated else answer
         finally:
             pool.leave()
 

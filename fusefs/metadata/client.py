@@ -27,7 +27,11 @@ from servers.protocol.naming_api import MUTATIONS, Operation, pack_arguments
 
 log = logging.getLogger(__name__)
 
-ENOSPC = 28
+EIO, ENOSPC, EROFS = 5, 28, 30
+SAY_NOTHING = frozenset({EIO, ENOSPC, EROFS})
+"""Of an operation that may have been done: a Redis that is full, lost or failing refuses without a look at that."""
+FREEING = frozenset({"unlink", "rmdir", "rename", "setattr", "removexattr"})
+"""What makes room. A commit that a full Redis refuses may have to wait for these: they do not wait for it as soon."""
 BATCHES_AT_ONCE_MAX = 4
 BATCH_BYTES_SOFT = 4 * 1024 * 1024
 RETRY_SECONDS = 0.1
@@ -37,10 +41,11 @@ RETRY_SECONDS_MAX = 1.0
 class _Waiting:
     """An operation under way; `answered` is set with a reply or an error."""
 
-    __slots__ = ("answered", "error", "operation", "reply", "session")
+    __slots__ = ("answered", "error", "is_repeated", "operation", "reply", "session")
 
     def __init__(self, session: SessionNumber, operation: Operation) -> None:
         self.session = session
+        self.is_repeated = False
         self.operation = operation
         self.reply: bytes | None = None
         self.error: Exception | None = None
@@ -112,9 +117,10 @@ class MetadataClient:
     ) -> list[Any]:
         """As `ask`, with a deadline of so many seconds; a mutation in that session or not at all. Raises SessionLost
         when another has begun. One that is `kept` is not given up at the deadline: see `ask_again`."""
+        deadline = trio.current_time() + seconds
         if verb not in MUTATIONS:
-            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments)), seconds))
-        await self._wait_for_window(verb, seconds)
+            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments)), deadline))
+        await self._wait_for_window(verb, deadline)
         if wanted not in (None, self.session):
             raise SessionLost(f"{verb}: the session is over")
         self._n += 1
@@ -127,7 +133,7 @@ class MetadataClient:
         if kept is not None:
             kept.begin(self, operation)
         try:
-            reply = await self._send(operation, seconds, kept)
+            reply = await self._send(operation, deadline, kept)
             if session == self.session:
                 for number in given_up:
                     self._given_up.pop(number, None)
@@ -144,10 +150,10 @@ class MetadataClient:
             if kept is None or not kept.is_open:
                 self._settle(session, n)
 
-    async def _wait_for_window(self, verb: str, seconds: float) -> None:
-        """The oldest operation without an answer is not too far behind. Raises Unavailable after so many seconds."""
-        deadline = trio.current_time() + seconds
-        while self._outstanding and self._n - next(iter(self._outstanding)) >= OP_WINDOW // 2:
+    async def _wait_for_window(self, verb: str, deadline: float) -> None:
+        """The oldest operation without an answer is not too far behind. Raises Unavailable at the deadline."""
+        ahead_max = OP_WINDOW - OPERATIONS_PER_BATCH_MAX if verb in FREEING else OP_WINDOW // 2
+        while self._outstanding and self._n - next(iter(self._outstanding)) >= ahead_max:
             if trio.current_time() >= deadline:
                 raise Unavailable(f"{verb}: an operation long before it has no answer yet")
             # Looked at again after a while in any case: a new session forgets what was outstanding, and wakes nobody.
@@ -164,7 +170,7 @@ class MetadataClient:
         try:
             if kept.session != self.session:
                 raise SessionLost(f"{operation.verb}: the session is over")
-            return _read(operation.verb, await self._send(operation, seconds, kept), kept)
+            return _read(operation.verb, await self._send(operation, trio.current_time() + seconds, kept), kept)
         except SessionLost:
             kept.end()
             raise
@@ -194,9 +200,8 @@ class MetadataClient:
         async with self._room:
             self._room.notify_all()
 
-    async def _send(self, operation: Operation, seconds: float, kept: Kept | None = None) -> bytes:
+    async def _send(self, operation: Operation, deadline: float, kept: Kept | None = None) -> bytes:
         waiting = _Waiting(self.session, operation)
-        deadline = trio.current_time() + seconds
         pause = RETRY_SECONDS
         while True:
             self._queue.append(waiting)
@@ -206,10 +211,10 @@ class MetadataClient:
                 waiting.answered = trio.Event()
                 with trio.move_on_at(deadline + RETRY_SECONDS_MAX):
                     await waiting.answered.wait()
+            if kept is not None:
+                kept.is_doubtful |= waiting.is_repeated or waiting.reply is None
             if waiting.reply is not None:
                 return waiting.reply
-            if kept is not None:
-                kept.is_doubtful = True
             error, waiting.error, waiting.answered = waiting.error, None, None
             if error is not None and not isinstance(error, TryAgain):
                 raise error
@@ -242,12 +247,12 @@ class MetadataClient:
         self._batches_sent += 1
         self._operations_sent += len(batch)
         try:
-            replies = await self._naming.batch(
+            replies, is_repeated = await self._naming.batch(
                 batch[0].session, [w.operation for w in batch],
                 first_byte_seconds=METADATA_FIRST_BYTE_SECONDS, deadline_seconds=METADATA_DEADLINE_SECONDS,
             )  # fmt: skip
             for waiting, reply in zip(batch, replies, strict=True):
-                waiting.reply = reply
+                waiting.reply, waiting.is_repeated = reply, is_repeated
                 if reply is None:
                     waiting.error = TryAgain("the naming server cannot reach Redis")
         except Exception as error:  # noqa: BLE001 - not swallowed: who waits for an operation of the batch raises it
@@ -265,12 +270,12 @@ class MetadataClient:
 
 
 def _read(verb: str, reply: bytes, kept: Kept | None) -> list[Any]:
-    """The results. Raises as `read_reply`. A Redis that is full answers without a look at what it did before: that
-    tells nothing of an operation that was sent more than once."""
+    """The results. Raises as `read_reply`. What says nothing of an operation that was sent more than once ends it only
+    when it was not."""
     try:
         results = read_reply(verb, reply)
     except Refused as error:
-        if kept is not None and not (kept.is_doubtful and error.errno == ENOSPC):
+        if kept is not None and not (kept.is_doubtful and error.errno in SAY_NOTHING):
             kept.end()
         raise
     if kept is not None:

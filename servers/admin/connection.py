@@ -67,7 +67,7 @@ class Connection:
         while True:
             left = started + self._patience() - loop.time()
             try:
-                (reply,) = await self.naming.batch(
+                (reply,), _ = await self.naming.batch(
                     session, asked, first_byte_seconds=min(left, FIRST_BYTE_SECONDS), deadline_seconds=left
                 )
                 self._was_answered = True

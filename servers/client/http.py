@@ -24,6 +24,8 @@ class Answer:
     headers: Mapping[str, str]
     """Names in lower case."""
     body: Buffer
+    is_repeated: bool = False
+    """The request was sent before, and got no answer: it may have been served twice."""
 
 
 class Transport(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -76,8 +77,9 @@ class NamingClient:
         *,
         first_byte_seconds: float,
         deadline_seconds: float,
-    ) -> list[bytes | None]:
-        """One packed reply per operation; see `read_reply`. Raises TryAgain, AccessDenied."""
+    ) -> tuple[list[bytes | None], bool]:
+        """One packed reply per operation, see `read_reply`; and whether some server had been sent them before, without
+        an answer. Raises TryAgain, AccessDenied."""
         asked, answer = await self._ask(
             "POST",
             OPS_PATH,
@@ -90,7 +92,7 @@ class NamingClient:
         replies = unpack_replies(bytes(answer.body))
         if None in replies:
             self._leave(asked)  # It may be cut off from a Redis that the others reach.
-        return replies
+        return replies, answer.is_repeated
 
     async def nodes(self) -> list[NodeView]:
         rows = (await self.json("GET", NODES_PATH))["nodes"]
@@ -118,6 +120,7 @@ class NamingClient:
         that hangs leaves the others their part. Raises TryAgain, AccessDenied."""
         kind = "application/msgpack" if target == OPS_PATH else "application/json"
         deadline = time.monotonic() + deadline_seconds
+        is_repeated = False
         for left in range(len(self._addresses) - 1, -1, -1):
             asked, seconds = self._current, max(deadline - time.monotonic(), 0.001)
             first_byte = min(first_byte_seconds, seconds / (left + 1))
@@ -133,12 +136,13 @@ class NamingClient:
                     deadline_seconds=seconds,
                 )
                 if answer.status != 503 or not left:
-                    return asked, answer
+                    return asked, replace(answer, is_repeated=True) if is_repeated else answer
             except TryAgain:
                 if not left or time.monotonic() >= deadline:
                     self._leave(asked)
                     raise
             self._leave(asked)
+            is_repeated = True
         raise AssertionError("a naming client has at least one address")
 
     def _leave(self, asked: int) -> None:

@@ -20,6 +20,7 @@ from servers.protocol.limits import OP_WINDOW
 from servers.protocol.naming_api import Operation
 
 pytestmark = pytest.mark.anyio
+Replies = tuple[list[bytes | None], bool]
 
 
 @pytest.fixture
@@ -36,10 +37,10 @@ class Naming:
     def __init__(self) -> None:
         self.release = trio.Event()
 
-    async def batch(self, session: SessionNumber, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+    async def batch(self, session: SessionNumber, operations: Sequence[Operation], **_: float) -> Replies:
         if session == 1 and operations[0].n == 1:
             await self.release.wait()
-        return [msgpack.packb([0, session, o.n]) for o in operations]
+        return [msgpack.packb([0, session, o.n]) for o in operations], False
 
 
 async def fill(client: MetadataClient, nursery: trio.Nursery) -> None:
@@ -88,9 +89,9 @@ def test_the_next_operation_says_what_was_given_up_until_it_is_answered() -> Non
     class Silent:
         answers = False
 
-        async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+        async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> Replies:
             said.extend(msgpack.unpackb(o.arguments).get("given_up", []) for o in operations)
-            return [msgpack.packb([0]) if self.answers else None for _ in operations]
+            return [msgpack.packb([0]) if self.answers else None for _ in operations], False
 
     async def body() -> None:
         naming = Silent()
@@ -114,14 +115,15 @@ class Deaf:
 
     def __init__(self) -> None:
         self.reply: bytes | None = None
+        self.is_repeated = False
         self.seen: list[tuple[int, list[int]]] = []
 
-    async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> list[bytes | None]:
+    async def batch(self, session: int, operations: Sequence[Operation], **_: float) -> Replies:
         for operation in operations:
             row = (operation.n, msgpack.unpackb(operation.arguments).get("given_up", []))
             if row not in self.seen[-1:]:
                 self.seen.append(row)
-        return [self.reply for _ in operations]
+        return [self.reply for _ in operations], self.is_repeated
 
 
 def with_unanswered(body: Callable[[MetadataClient, Deaf, Kept], Awaitable[None]]) -> None:
@@ -177,6 +179,21 @@ def test_what_a_full_redis_refuses_at_once_is_answered() -> None:
     with_unanswered(body)
 
 
+@pytest.mark.parametrize("why", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_what_was_sent_to_another_server_before_is_not_ended_by_a_refusal_that_does_not_look_at_it(why: int) -> None:
+    async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
+        naming.reply, naming.is_repeated = msgpack.packb([why]), True
+        doubtful = Kept()
+        with pytest.raises(Refused):
+            await client.ask_in(None, 5, "commit", kept=doubtful)
+        assert doubtful.is_open
+        naming.reply, naming.is_repeated = DONE, False
+        assert await client.ask_again(doubtful, 5) == [7]
+        assert not doubtful.is_open
+
+    with_unanswered(body)
+
+
 def test_what_is_withdrawn_is_given_up() -> None:
     async def body(client: MetadataClient, naming: Deaf, kept: Kept) -> None:
         naming.reply = DONE
@@ -198,6 +215,8 @@ def test_operations_wait_for_one_that_is_kept_no_longer_than_their_time() -> Non
         with pytest.raises(Unavailable):
             await client.ask("mkdir")
         assert trio.current_time() - began < METADATA_DEADLINE_SECONDS + RETRY_SECONDS_MAX + 0.1
+        for _ in range(OP_WINDOW // 8):
+            await client.ask("unlink")  # Perhaps it waits for the room that this makes.
         await client.ask_again(kept, 5)
         await client.ask("mkdir")
 

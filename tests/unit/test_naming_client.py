@@ -66,6 +66,19 @@ async def test_the_next_server_is_asked_when_one_is_away_or_cannot() -> None:
     assert servers.asked == ["a", "b", "c", "c"]
 
 
+async def test_who_asks_is_told_when_a_server_that_did_not_answer_may_have_served_it_before() -> None:
+    class Silent(Servers):
+        async def request(self, address: str, *arguments: object, **more: object) -> Answer:
+            if address.startswith("a"):
+                raise TryAgain("a is away")
+            return Answer(200, {}, pack_replies([b"reply"]))
+
+    client = NamingClient(Silent(), "http://a:1,http://b:1")
+    asked = [operation("getattr", 0, ino=1)]
+    replies = [await client.batch(SessionNumber(1), asked, first_byte_seconds=2, deadline_seconds=30) for _ in range(2)]
+    assert replies == [([b"reply"], True), ([b"reply"], False)]
+
+
 async def test_when_none_can_the_last_answer_counts() -> None:
     client = NamingClient(Servers(a=0.0, b=503), "http://a:1,http://b:1")
     with pytest.raises(Unavailable, match="said b"):
@@ -135,7 +148,7 @@ async def test_a_server_that_cannot_reach_redis_is_left_for_the_next() -> None:
     client = NamingClient(servers, "http://a:1,http://b:1")
     asked = [operation("getattr", 0, ino=1)]
     replies = [await client.batch(SessionNumber(1), asked, first_byte_seconds=2, deadline_seconds=30) for _ in range(3)]
-    assert replies == [[None], [b"reply"], [b"reply"]]
+    assert replies == [([None], False), ([b"reply"], False), ([b"reply"], False)]
     assert servers.asked == ["a", "b", "b"]
 
 
