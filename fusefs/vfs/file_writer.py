@@ -23,7 +23,7 @@ import itertools
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
@@ -94,7 +94,7 @@ class WriterParts:
 class _Sealed:
     """Bytes of a chunk on their way to the nodes, or there and waiting for the commit."""
 
-    __slots__ = ("begun_ns", "chunk", "done", "dropped", "error", "index", "layout", "stored", "uploading")
+    __slots__ = ("begun_ns", "chunk", "done", "dropped", "error", "index", "layout", "nodes", "stored", "uploading")
 
     def __init__(self, chunk: DirtyChunk) -> None:
         self.chunk: DirtyChunk | None = chunk
@@ -103,6 +103,8 @@ class _Sealed:
         self.begun_ns = 0
         """When its upload began."""
         self.stored: StoredExtent | None = None
+        self.nodes: tuple[NodeNumber, ...] = ()
+        """Those of its nodes that count: all that took it, or that had it when they were asked last."""
         self.error: DcsError | None = None
         self.uploading = False
         self.dropped = False
@@ -114,7 +116,7 @@ class _Sealed:
         found, at = [], 0
         for start, end in self.layout:
             if start < high and low < end:
-                found.append(Segment(start, self.stored.extent, at, end - start, self.stored.nodes))
+                found.append(Segment(start, self.stored.extent, at, end - start, self.nodes))
             at += end - start
         return found
 
@@ -260,11 +262,12 @@ class FileWriter:
             return
         try:
             async with self._parts.uploads:
-                sealed.stored = await self._parts.store(
+                stored = await self._parts.store(
                     chunk.pieces(), inode=self._ino, chunk=sealed.index, name=self._name(), mtime_ns=self.mtime_ns,
                     replicas=self._replicas, sync=sync, chunk_size=self._chunk_size,
                     places=() if self._appending else flat_places(sealed.layout),
                 )  # fmt: skip
+            sealed.stored, sealed.nodes = stored, stored.nodes
         except DcsError as error:
             sealed.error = error
         finally:
@@ -347,6 +350,9 @@ class FileWriter:
         log.error("inode %d: written data could not be stored yet: %s", self._ino, error)
 
     async def _flush(self, sync: bool, deadline: float) -> None:
+        if sync and self._unanswered is not None and not self._unanswered.arguments["synced"]:
+            # Once it is known to be committed nobody asks for these extents any more.
+            await self._confirm(self._unanswered.batch, deadline, sync=True)
         await self._learn_fate(deadline)
         taken, began = self._taken, trio.current_time()
         for index in sorted(self._dirty):
@@ -397,7 +403,7 @@ class FileWriter:
         if not enough(confirmed, wanted if sync else 1):
             raise Unavailable("too few storage nodes have the data, or could bring it to stable storage")
         for sealed, stored in waiting:
-            sealed.stored = replace(stored, nodes=tuple(node for node in stored.nodes if node in confirmed))
+            sealed.nodes = tuple(node for node in stored.nodes if node in confirmed)
 
     async def _commit(self, count: int, deadline: float, *, synced: bool) -> None:
         """Commits the first `count` sealed extents, all in one step as far as one call may go."""

@@ -319,6 +319,48 @@ async def test_what_is_committed_long_after_it_was_stored_is_asked_for_before(la
     assert [unpack_nodes(segments[4]) for segments in chunks[1::2]] == [(NODES[1],) if late else NODES, NODES]
 
 
+async def test_a_node_that_did_not_answer_once_is_asked_by_the_next_sync_all_the_same() -> None:
+    """One that has it is enough for a commit in the background, and not for fsync."""
+    world = MadeUp()
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)
+        await trio.testing.wait_all_tasks_blocked()
+        world.now_ns += int((LATE_SECONDS + 1) * 1e9)
+        world.confirming = {NODES[0]}
+
+        async def refuse() -> None:
+            raise Refused(errno.ENOSPC)
+
+        world.before_commit = refuse
+        with pytest.raises(Refused):
+            await writer.flush(sync=False)
+        world.before_commit = trio.lowlevel.checkpoint
+        with pytest.raises(Unavailable):
+            await writer.flush(sync=True)
+        world.confirming = set(NODES[1:])
+        await writer.flush(sync=True)
+    assert unpack_nodes(world.commits[0]["chunks"][1][4]) == NODES[1:]
+
+
+async def test_a_sync_asks_for_what_a_commit_without_an_answer_has_perhaps_committed() -> None:
+    """It was stored without a sync: known to be committed, nobody would ask for it any more."""
+    world = MadeUp()
+    world.unheard = 1
+    async with trio.open_nursery() as nursery:
+        writer, _ = make_writer(world, nursery)
+        await writer.write(0, b"x" * CHUNK)
+        with pytest.raises(Unavailable):
+            await writer.flush(sync=False)
+        world.confirming = set()
+        with pytest.raises(Unavailable):
+            await writer.flush(sync=True)
+        assert writer.is_unanswered
+        world.confirming = set(NODES)
+        await writer.flush(sync=True)
+    assert len(world.commits) == 1
+
+
 async def test_what_no_node_has_any_more_is_an_error_of_the_close_that_would_commit_it() -> None:
     world = MadeUp()
     async with trio.open_nursery() as nursery:
