@@ -528,6 +528,7 @@ class FileWriter:
         self._drop_all()
         self.failures += 1
         self.last_error = Unavailable("written data could not be stored, and is given up")
+        self._moved()  # Nor may the kernel go on showing it.
 
     @property
     def has_stored_in_vain(self) -> bool:

@@ -232,10 +232,11 @@ class OpenFiles:
             inode = self._open[ino] = self._new_inode(attributes)
         inode.learn(attributes)
         inode.handles += 1
-        if version == attributes.data_version >= inode.map.version:
-            inode.map.begin(version, attributes.size, rows)
-        elif attributes.data_version > inode.map.version:
-            inode.map.forget(attributes.data_version, attributes.size)
+        newest = inode.attributes
+        if version == newest.data_version >= inode.map.version:
+            inode.map.begin(version, newest.size, rows)
+        elif newest.data_version > inode.map.version:
+            inode.map.forget(newest.data_version, newest.size)
         keep = self._versions.get(ino) == attributes.data_version
         self._note_version(self._versions, ino, attributes.data_version)
         if self._told.get(ino) != attributes.data_version:
@@ -276,16 +277,20 @@ class OpenFiles:
 
         def committed(blob: bytes, before: int, laid: dict[int, list[Segment]], asked_at: float) -> None:
             ours = unpack_attributes(ino, blob)
-            newest = self._cache.newest(ours, asked_at)
+            inode.learn(self._cache.newest(ours, asked_at))
+            newest = inode.attributes
             self._session.saw(newest.ctime_ns)
-            inode.learn(newest)
             inode.written_over = ours.data_version
             chunks.committed(before, ours.data_version, ours.size, laid)
-            if newest.data_version > chunks.version:  # Somebody has changed it after us, and we know that already.
-                chunks.forget(newest.data_version, newest.size)
             for table in (self._versions, self._told):
                 if table.get(ino) == before:
                     self._note_version(table, ino, ours.data_version)
+            if newest.data_version > ours.data_version:
+                # Somebody has changed it after us, and we know that already: what was shown until now, with ours above
+                # theirs, is no version of it.
+                if newest.data_version > chunks.version:
+                    chunks.forget(newest.data_version, newest.size)
+                moved()
 
         def moved() -> None:
             self._versions.pop(ino, None)

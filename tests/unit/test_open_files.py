@@ -20,7 +20,7 @@ from fusefs.settings import FLUSH_DEADLINE_SECONDS, WRITE_BACK_SECONDS, MountSet
 from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.dirty_ranges import OBJECTS_BYTES, RANGE_BYTES
 from fusefs.vfs.file_writer import COMMIT_SECONDS_MIN, LATE_SECONDS
-from fusefs.vfs.open_files import OpenFiles
+from fusefs.vfs.open_files import KEEP_FAILED_SECONDS, OpenFiles
 from fusefs.vfs.write_back import LOOK_SECONDS
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import Unavailable
@@ -82,10 +82,20 @@ class World:
         return [self.attributes(arguments["ino"]), 0, self.version - 1]
 
 
-def run(body: Callable[[World], Awaitable[None]], **limits: int) -> None:
+class Overtaken(World):
+    """Each commit is answered only after another mount's is known here, from an open."""
+
+    async def commit(self, session: int, seconds: float, verb: str, **arguments: Any) -> list[Any]:
+        reply = await super().commit(session, seconds, verb, **arguments)
+        self.version += 1
+        self.open(arguments["ino"])
+        return reply
+
+
+def run(body: Callable[[World], Awaitable[None]], kind: type[World] = World, **limits: int) -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            await body(World(nursery, **limits))
+            await body(kind(nursery, **limits))
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
@@ -124,6 +134,36 @@ def test_a_chunk_map_that_is_older_than_the_attributes_is_not_taken_for_theirs()
         await world.files.flush(writing)
         reading = world.files.open(world.known(1), world.version - 1, [], os.O_RDONLY).handle
         assert bytes(await world.files.read(reading, 0, 1)) == b"x"
+
+    run(body)
+
+
+def test_what_was_shown_while_another_mounts_change_lay_below_ours_is_not_kept_as_that_change() -> None:
+    async def body(world: World) -> None:
+        moved: list[int] = []
+        world.files.on_moved = moved.append
+        writing = world.open(1)
+        await world.files.write(writing, 0, b"x")
+        await world.files.flush(writing)
+        assert moved == [1]
+        assert not world.files.open(world.known(1), world.version, [], os.O_RDWR).keeps_pages
+
+    run(body, Overtaken)
+
+
+def test_what_is_given_up_is_not_shown_any_more() -> None:
+    async def body(world: World) -> None:
+        moved: list[int] = []
+        world.files.on_moved = moved.append
+        world.failing.add(1)
+        handle = world.open(1)
+        await world.files.write(handle, 0, b"x")
+        with pytest.raises(Unavailable):
+            await world.files.fsync(handle)
+        assert not moved
+        await world.files.release(handle)
+        await trio.sleep(KEEP_FAILED_SECONDS + 60)
+        assert (moved, world.files.lost_bytes) == ([1], 1)
 
     run(body)
 
