@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +30,21 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 T = TypeVar("T")
 
-_PORTS = range(12_000, 30_000)
-"""Below the kernel's ephemeral ports, so that no connection takes the port of a server that is down."""
+WORKERS_MAX = 8
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS_MAX
+_PORTS = range(12_000 + _WORKER, 30_000, WORKERS_MAX)
+"""Below the kernel's ephemeral ports, so that no connection takes the port of a server that is down; nor does a test
+that another worker runs."""
+_LATELY = deque[int](maxlen=len(_PORTS) // 2)
+"""Of a server that is not up yet, perhaps, or down for a while."""
 
 
 def free_port() -> int:
     while True:
         port = random.choice(_PORTS)
+        if port in _LATELY:
+            continue
+        _LATELY.append(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
