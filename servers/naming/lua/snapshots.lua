@@ -36,7 +36,8 @@ internal('snapshot_over', {}, { seq = 'count', keep = 'count' }, function(c, a)
 end)
 
 -- recovered {session, why} -> ; this metadata is older than what the nodes know: numbers go on beyond all that were
--- given out since (by the clock: there are never a thousand changes in each millisecond), no session lives, and no node is told to delete anything before an operator says so
+-- given out since (by the clock: there are never a thousand changes in each millisecond), no session lives, each node
+-- is asked for all that it should have, and none is told to delete anything before an operator says so
 local BEYOND = 1000000
 internal('recovered', {}, { session = 'count', why = 'bytes' }, function(c, a)
   local volume = c.K .. ':volume'
@@ -48,6 +49,7 @@ internal('recovered', {}, { session = 'count', why = 'bytes' }, function(c, a)
   call('HSET', volume, 'held', a.why, 'alive_ms', text(c.ms))
   call('HDEL', volume, 'safe')
   call('DEL', c.K .. ':forgotten') -- whoever is left may have what is missing
+  for _, number in ipairs(call('HKEYS', c.K .. ':nodes')) do call('HSET', c.K .. ':doubted', number, text(c.ms)) end
   for _, session in ipairs(call('ZRANGE', c.K .. ':sessions', 0, -1)) do
     call('ZADD', c.K .. ':sessions', 0, session)
   end
