@@ -55,6 +55,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                     another number of copies
     :dropped                zset    extent + node that is not to have it    no map lists that node for it
                                     any more, by due ms
+    :fetching               zset    extent + node that is told to copy it,  until a map lists that node for it; then, or
+                                    by due ms                               when it is due, it is not here any more
     :survey                 string  what the leader knows of the replicas   only told, never decided from
     :damaged                hash    extent + node -> {s, why}               a map shows them
     :nodes                  hash    node number -> record                   numbers are never used again

@@ -318,7 +318,7 @@ async def _name_holders(
 
 async def _relocate(service: Service, moves: list[tuple[Held, list[NodeNumber]]]) -> int:
     replicas = [shown.extent + pack_nodes([number]) for shown, added in moves for number in added]
-    await service.store.ask("undrop", replicas=replicas)
+    await service.store.ask("fetching", replicas=replicas, within_ms=0)
     flat = [
         x for shown, added in moves for x in (shown.extent, pack_nodes(shown.nodes), pack_nodes([*shown.nodes, *added]))
     ]

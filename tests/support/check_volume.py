@@ -79,7 +79,7 @@ class _Checker:
     def _check_keys(self) -> None:
         known = re.compile(
             r"volume|sessions|orphans|purge|condemned|condemned_nodes|collected|garbage|judged|long|snapshots|trash|trash_from"
-            r"|thin|recount|dropped|survey|damaged|nodes|node_numbers|node_facts|doubted|draining|forgotten|log|leader"
+            r"|thin|recount|dropped|fetching|survey|damaged|nodes|node_numbers|node_facts|doubted|draining|forgotten|log|leader"
             r"|[idnmao]:[1-9][0-9]*|t:[1-9][0-9]*:[1-9][0-9]*|(x|s|so|op):[1-9][0-9]*"
         )
         for suffix in self.suffixes:

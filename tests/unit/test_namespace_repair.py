@@ -44,6 +44,10 @@ def relocate(volume: Volume, *moves: tuple[ExtentId, tuple[int, ...], tuple[int,
     return results
 
 
+def fetching(volume: Volume, extent: ExtentId, node: int, *, within_ms: int) -> None:
+    volume.call("fetching", replicas=[extent + pack_nodes(nodes(node))], within_ms=within_ms)
+
+
 def dropped(volume: Volume) -> dict[tuple[ExtentId, int], bytes]:
     rows = volume.call("dropped", count=1000)
     return {(ExtentId(r[:16]), r[17]): n for r, n in zip(rows[::3], rows[1::3], strict=True)}
@@ -159,15 +163,24 @@ def test_what_was_to_be_deleted_may_be_copied_to_again_once_it_is_not(volume: Vo
     session.commit(session.create(1, b"f").ino, {0: [segment]})
     assert relocate(volume, (segment.extent, (1, 2, 3, 4), (1, 2, 3))) == [1]
     assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [0]
-    replicas = [segment.extent + pack_nodes(nodes(n)) for n in (4, 5)]
-    assert volume.call("undrop", replicas=replicas) == [1]
+    fetching(volume, segment.extent, 4, within_ms=60_000)
     assert dropped(volume) == {}
-    volume.call("drop_again", replicas=replicas[:1], grace_ms=0)
-    assert dropped(volume) == {(segment.extent, 4): pack_nodes(nodes(1, 2, 3))}
-    volume.call("undrop", replicas=replicas)
     assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [1]
-    volume.call("drop_again", replicas=replicas[:1], grace_ms=60_000)
-    assert volume.status()["dropped"] == 0
+    fetching(volume, segment.extent, 4, within_ms=0)
+    assert dropped(volume) == {}, "the map names it"
+
+
+def test_what_was_copied_and_came_into_no_map_is_deleted_and_then_does_not_come_into_one(
+    volume: Volume, session: Session
+) -> None:
+    """Whoever had it copied may have died, or not have heard that it was."""
+    segment = session.segment(0, 10, nodes(1, 2, 3))
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    fetching(volume, segment.extent, 4, within_ms=60_000)
+    assert dropped(volume) == {}
+    fetching(volume, segment.extent, 4, within_ms=0)
+    assert dropped(volume) == {(segment.extent, 4): pack_nodes(nodes(1, 2, 3))}
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [0]
 
 
 def test_nothing_moves_and_nothing_is_dropped_in_safe_mode(volume: Volume, session: Session) -> None:

@@ -1,4 +1,4 @@
-"""Copies that are not said to be there any more: deleted after the grace, unless they are wanted again.
+"""Copies that are not said to be there any more, or never were: deleted after the grace, unless they are wanted again.
 
 What is being copied to a node is not deleted there, and what is being deleted there is not copied: never the same
 replica at once, by `_fetching` and `_deleting` here, and by the numbers of delete orders (servers/naming/deletion.py)
@@ -78,27 +78,25 @@ class Dropped:
             await store.ask("dropped_done", gone=[], left=away, retry_ms=int(AWAY_SECONDS * 1000))
 
     @contextlib.asynccontextmanager
-    async def wanted_again(self, to: NodeView, extents: Collection[ExtentId]) -> AsyncIterator[set[ExtentId]]:
-        """Those of the extents that are not being deleted on the node, nor will be, whatever was ordered before."""
+    async def wanted_again(
+        self, to: NodeView, extents: Collection[ExtentId], within_seconds: float
+    ) -> AsyncIterator[set[ExtentId]]:
+        """Those of the extents that are not being deleted on the node, nor will be, whatever was ordered before. The
+        grace after that time those are dropped that are in no map: whoever copied them may have died."""
         mine = {(extent, to.number) for extent in extents} - self._deleting
         self._fetching |= mine
-        taken_back: list[bytes] = []
         try:
             replicas = [extent + pack_nodes([number]) for extent, number in mine]
             scores = await self._service.store.command("ZMSCORE", self._key, *replicas) if replicas else []
             waiting = [replica for replica, score in zip(replicas, scores, strict=True) if score is not None]
-            free = {extent for extent, _ in mine}
-            if waiting and await self._end_orders(to):
-                taken_back = waiting
-                await self._service.store.ask("undrop", replicas=waiting)
-            else:
-                free -= {_replica(replica)[0] for replica in waiting}
-            yield free
+            if waiting and not await self._end_orders(to):
+                replicas = [replica for replica in replicas if replica not in waiting]
+            if replicas:
+                within_ms = int((within_seconds + self._service.settings.condemned_grace_seconds) * 1000)
+                await self._service.store.ask("fetching", replicas=replicas, within_ms=within_ms)
+            yield {_replica(replica)[0] for replica in replicas}
         finally:
             self._fetching -= mine
-            if taken_back:
-                grace_ms = int(self._service.settings.condemned_grace_seconds * 1000)
-                await self._service.store.ask("drop_again", replicas=taken_back, grace_ms=grace_ms)
 
     async def _end_orders(self, node: NodeView) -> bool:
         """Whether the node has done what it was ordered to delete, and obeys no earlier order from here on."""

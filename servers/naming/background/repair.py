@@ -415,19 +415,17 @@ class Repair:
 
     async def copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
         """The node fetches what it is to have; then the map says so."""
-        async with self._dropped.wanted_again(to, [copy.held.extent for copy in batch]) as free:
+        within_seconds = ORDER_SECONDS + sum(copy.held.length for copy in batch) / ORDER_BYTES_PER_SECOND_MIN
+        async with self._dropped.wanted_again(to, [copy.held.extent for copy in batch], within_seconds) as free:
             self._refuse([copy for copy in batch if copy.held.extent not in free], UNREACHED_SECONDS)
             if free:
-                await self._copy_to(to, [copy for copy in batch if copy.held.extent in free])
+                await self._copy_to(to, [copy for copy in batch if copy.held.extent in free], within_seconds)
 
-    async def _copy_to(self, to: NodeView, batch: Sequence[Copy]) -> None:
+    async def _copy_to(self, to: NodeView, batch: Sequence[Copy], within_seconds: float) -> None:
         views = {view.place: view.number for copy in batch for view in copy.sources}
         wanted = [WantedCopy(c.held.extent, c.held.length, [v.place for v in c.sources]) for c in batch]
-        size = sum(copy.held.length for copy in batch)
         try:
-            done = await self._service.storage.copy(
-                to.place, wanted, node=to.uuid, deadline_seconds=ORDER_SECONDS + size / ORDER_BYTES_PER_SECOND_MIN
-            )
+            done = await self._service.storage.copy(to.place, wanted, node=to.uuid, deadline_seconds=within_seconds)
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d does not fetch copies now: %s", to.number, error)
             self._refuse(batch, UNREACHED_SECONDS if isinstance(error, TryAgain) else REFUSED_SECONDS)

@@ -177,6 +177,7 @@ local function move(c, extent, before, after, grace_ms)
     if call('ZSCORE', c.K .. ':dropped', extent .. node) then return STALE end
   end
   set_nodes(c, extent, owner, after)
+  for _, node in ipairs(added) do call('ZREM', c.K .. ':fetching', extent .. node) end
   for _, node in ipairs(removed) do
     call('ZADD', c.K .. ':dropped', due, extent .. node)
     call('HDEL', c.K .. ':damaged', extent .. node)
@@ -200,15 +201,33 @@ internal('relocate', {}, { moves = 'list', grace_ms = 'count' }, function(c, a)
   return reply
 end)
 
+-- Whether a file shows the extent with a copy on that node; and its nodes, or nil.
+local function is_shown_on(c, extent, node)
+  local _, _, nodes = c:whereabouts(extent)
+  return nodes and set_of_nodes(nodes)[node], nodes
+end
+
+-- What was being copied, has not come into a map in time, and is not wanted there.
+local function drop_what_came_in_vain(c, count)
+  local key = c.K .. ':fetching'
+  for _, replica in ipairs(call('ZRANGEBYSCORE', key, '-inf', text(c.ms), 'LIMIT', 0, text(count))) do
+    if not is_shown_on(c, replica:sub(1, 16), replica:sub(17)) then
+      call('ZADD', c.K .. ':dropped', 'NX', text(c.ms), replica)
+    end
+    call('ZREM', key, replica)
+  end
+end
+
 -- dropped {count} -> extent and node, the extent's nodes or '' when no file shows it, 1 while it may be needed, ...:
 -- whose grace is over. One that a file says to be there after all is not listed, and forgotten. It may be needed while
 -- a file shows the extent and not all its copies are there and good.
 internal('dropped', {}, { count = 'count' }, function(c, a)
   local reply, key = { 0 }, c.K .. ':dropped'
   if c.safe then return reply end
+  drop_what_came_in_vain(c, a.count)
   for _, replica in ipairs(call('ZRANGEBYSCORE', key, '-inf', text(c.ms), 'LIMIT', 0, text(a.count))) do
-    local _, _, nodes = c:whereabouts(replica:sub(1, 16))
-    if nodes and set_of_nodes(nodes)[replica:sub(17)] then
+    local is_shown, nodes = is_shown_on(c, replica:sub(1, 16), replica:sub(17))
+    if is_shown then
       call('ZREM', key, replica)
     else
       local n = #reply
@@ -228,22 +247,13 @@ internal('dropped_done', {}, { gone = 'list', left = 'list', retry_ms = 'count' 
   return { 0 }
 end)
 
--- undrop {replicas: extent and node} -> how many of them were to be deleted and are not any more
-internal('undrop', {}, { replicas = 'list' }, function(c, a)
-  if not texts(a.replicas) then return { EINVAL } end
-  local count = 0
-  for _, replica in ipairs(a.replicas) do count = count + call('ZREM', c.K .. ':dropped', replica) end
-  return { 0, count }
-end)
-
--- drop_again {replicas: extent and node; grace_ms} -> ; as before `undrop`, but for what a map names by now
-internal('drop_again', {}, { replicas = 'list', grace_ms = 'count' }, function(c, a)
+-- fetching {replicas: extent and node; within_ms} -> ; these are being copied there, and not to be deleted any more
+-- What no map names by then was copied in vain: it is dropped.
+internal('fetching', {}, { replicas = 'list', within_ms = 'count' }, function(c, a)
   if not texts(a.replicas) then return { EINVAL } end
   for _, replica in ipairs(a.replicas) do
-    local _, _, nodes = c:whereabouts(replica:sub(1, 16))
-    if not (nodes and set_of_nodes(nodes)[replica:sub(17)]) then
-      call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), replica)
-    end
+    call('ZREM', c.K .. ':dropped', replica)
+    call('ZADD', c.K .. ':fetching', text(c.ms + a.within_ms), replica)
   end
   return { 0 }
 end)
