@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 DELETIONS_PER_TURN = 1024
 COPIES_LEFT_MIN = 2
-"""A surplus copy is deleted only while so many others can be reached, or all of fewer, and none is known to be bad."""
+"""A surplus copy is deleted only while so many others, none known to be bad, can be reached, or all of fewer."""
 
 
 class Dropped:
@@ -58,13 +58,11 @@ class Dropped:
         views = {view.number: view for view in await self._service.nodes()}
         by_node: dict[NodeNumber, list[ExtentId]] = {}
         done = {row for row in rows[::3] if _replica(row)[1] not in views}  # Its node is forgotten.
-        for row, nodes, may_be_needed in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
+        for row, others, good in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
             extent, number = _replica(row)
-            others = unpack_nodes(nodes)
-            # While too few others are there it may be needed again.
-            alive = sum(n in views and views[n].state == "alive" for n in others)
-            is_surplus = not may_be_needed and alive >= min(len(others), COPIES_LEFT_MIN)
-            if row not in done and (extent, number) in mine and is_surplus:
+            # While too few good ones are there it may be needed again.
+            alive = sum(n in views and views[n].state == "alive" for n in unpack_nodes(good))
+            if row not in done and (extent, number) in mine and alive >= min(others, COPIES_LEFT_MIN):
                 by_node.setdefault(number, []).append(extent)
         gone = await asyncio.gather(
             *(delete_on(self._service, views.get(n), extents) for n, extents in by_node.items())

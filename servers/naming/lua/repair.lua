@@ -207,6 +207,16 @@ local function is_shown_on(c, extent, node)
   return nodes and set_of_nodes(nodes)[node], nodes
 end
 
+-- Those of the nodes whose copy is not said to be damaged or missing.
+local function good_ones(c, extent, nodes)
+  local good = ''
+  for i = 1, #nodes, 2 do
+    local node = nodes:sub(i, i + 1)
+    if call('HEXISTS', c.K .. ':damaged', extent .. node) == 0 then good = good .. node end
+  end
+  return good
+end
+
 -- What was being copied, has not come into a map in time, and is not wanted there.
 local function drop_what_came_in_vain(c, count)
   local key = c.K .. ':fetching'
@@ -218,9 +228,8 @@ local function drop_what_came_in_vain(c, count)
   end
 end
 
--- dropped {count} -> extent and node, the extent's nodes or '' when no file shows it, 1 while it may be needed, ...:
--- whose grace is over. One that a file says to be there after all is not listed, and forgotten. It may be needed while
--- a file shows the extent and not all its copies are there and good.
+-- dropped {count} -> extent and node, on how many others a file shows it, those of them whose copy is not known to be
+-- bad, ...: whose grace is over. One that a file says to be there after all is not listed, and forgotten.
 internal('dropped', {}, { count = 'count' }, function(c, a)
   local reply, key = { 0 }, c.K .. ':dropped'
   if c.safe then return reply end
@@ -230,8 +239,8 @@ internal('dropped', {}, { count = 'count' }, function(c, a)
     if is_shown then
       call('ZREM', key, replica)
     else
-      local n = #reply
-      reply[n + 1], reply[n + 2], reply[n + 3] = replica, nodes or '', nodes and not c:is_healed(replica:sub(1, 16)) and 1 or 0
+      local n, others = #reply, nodes or ''
+      reply[n + 1], reply[n + 2], reply[n + 3] = replica, #others / 2, good_ones(c, replica:sub(1, 16), others)
     end
   end
   return reply
@@ -248,12 +257,14 @@ internal('dropped_done', {}, { gone = 'list', left = 'list', retry_ms = 'count' 
 end)
 
 -- fetching {replicas: extent and node; within_ms} -> ; these are being copied there, and not to be deleted any more
--- What no map names by then was copied in vain: it is dropped.
+-- What no map names by then was copied in vain: it is dropped. What one names already is replaced there.
 internal('fetching', {}, { replicas = 'list', within_ms = 'count' }, function(c, a)
   if not texts(a.replicas) then return { EINVAL } end
   for _, replica in ipairs(a.replicas) do
     call('ZREM', c.K .. ':dropped', replica)
-    call('ZADD', c.K .. ':fetching', text(c.ms + a.within_ms), replica)
+    if not is_shown_on(c, replica:sub(1, 16), replica:sub(17)) then
+      call('ZADD', c.K .. ':fetching', text(c.ms + a.within_ms), replica)
+    end
   end
   return { 0 }
 end)
