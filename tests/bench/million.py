@@ -4,9 +4,10 @@
 
 Fills a real Redis, its log synced before each answer, with EXTENTS (1,000,000) files of one extent each, and then asks
 the naming server for one change of an attribute after the other while a job walks over all of it as fast as it may;
-prints the time that a change took, in microseconds. The jobs are asked of Redis as the naming server's own do, with
-their counts and rests: the survey of all files while all nodes are there and while one is dead, the judgement of what
-a node holds, and the copy of Redis's memory for a snapshot. `none` is measured again before each, because a machine's
+prints the time that a change took, in microseconds. The survey of all files is the naming server's own, begun because
+an empty node is drained, and because one of the others died: none of its copies is made elsewhere, so that the survey
+is what is measured. The judgement of what a node holds is asked of Redis as the garbage collector does, with its counts
+and rests; and Redis's memory is copied as for a snapshot. `none` is measured again before each, because a machine's
 mood changes.
 """
 
@@ -26,11 +27,10 @@ import redis
 
 from servers.client.naming import read_reply
 from servers.naming.background.garbage import SIGHT_EXTENTS
-from servers.naming.background.repair import SURVEY_COUNT
-from servers.naming.service import WALK_SHARE
+from servers.naming.service import rest_after
 from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import OPS_PATH, Operation, pack_arguments, pack_batch, pack_nodes, unpack_replies
-from tests.support.cluster import Cluster
+from tests.support.cluster import Cluster, Node
 from tests.support.processes import wait_for
 from tests.support.volume import Volume
 
@@ -42,22 +42,29 @@ NOTHING_SECONDS = 15.0
 JOB_SECONDS = 45.0
 """So long each job is watched, at most: a walk over all takes minutes, and the lease of a session a minute."""
 PAUSE_SECONDS = 0.002
+LOOK_SECONDS = 0.5
+SURVEY_SECONDS_MAX = 1200.0
+NEVER = str(10**6)
 
 
 def main() -> None:
     extents = int(sys.argv[1] if len(sys.argv) > 1 else "1000000")
-    with Cluster(nodes=0) as cluster, redis.Redis(port=cluster.redis_port) as client:
+    usual = {"BACKGROUND_INTERVAL_SECONDS": "1", "GARBAGE_INTERVAL_SECONDS": NEVER, "REBALANCE_INTERVAL_SECONDS": NEVER}
+    made = Cluster(nodes=len(NODES) + 1, REPAIR_WAIT_SECONDS=NEVER, DEAD_AFTER_SECONDS="8", **usual)
+    with made as cluster, redis.Redis(port=cluster.redis_port) as client:
         volume = Volume(client, "main")
         volume.uuid = client.hget(f"{volume.key}:volume", "uuid").decode()
         fill(volume, extents)
         print(f"{extents} extents, {client.info('memory')['used_memory'] >> 20} MiB in Redis")
+        empty, *_, lost = sorted(cluster.nodes, key=lambda node: node.number, reverse=True)
         jobs: dict[str, Callable[[], Iterator[None]]] = {
-            "survey": lambda: survey(volume, NODES),
-            "survey, one of four nodes dead": lambda: survey(volume, NODES[1:]),
+            "survey": lambda: survey(cluster, lambda: cluster.dcs("drain", str(empty.number))),
+            "survey, one of four nodes dead": lambda: survey(cluster, lambda: die(cluster, lost)),
             "garbage": lambda: judge(volume, extents),
             "snapshot": lambda: snapshot(client),
         }
         for name, job in jobs.items():
+            wait_for(lambda: not is_surveying(cluster), "no survey is under way", SURVEY_SECONDS_MAX)
             show("none", cluster, nothing)
             show(name, cluster, job)
 
@@ -72,18 +79,20 @@ def fill(volume: Volume, extents: int) -> None:
         segment = [0, extent_id(WRITER, n), 0, 1000, pack_nodes(sorted(chance.sample(NODES, 3)))]
         pipe.set(f"{volume.key}:i:{FIRST_INODE + n}", inode)
         pipe.hset(f"{volume.key}:m:{FIRST_INODE + n}", "0", msgpack.packb(segment, use_bin_type=False))
+        pipe.hset(f"{volume.key}:x:{WRITER}", str(n), msgpack.packb([FIRST_INODE + n, 0]))
         if len(pipe) >= FILLED_AT_ONCE:
             pipe.execute()
     pipe.execute()
 
 
 def show(name: str, cluster: Cluster, job: Callable[[], Iterator[None]]) -> None:
-    """Times changes while the job's steps go on, until its end or JOB_SECONDS are over."""
-    over, took = threading.Event(), list[float]()
+    """Times changes while the job's steps go on, from the first until its end or JOB_SECONDS are over."""
+    over, took, steps = threading.Event(), list[float](), job()
     caller = threading.Thread(target=change, args=(cluster, over, took))
+    next(steps)
     caller.start()
     began = time.monotonic()
-    for _ in job():
+    for _ in steps:
         if time.monotonic() - began > JOB_SECONDS:
             break
     over.set()
@@ -112,17 +121,25 @@ def change(cluster: Cluster, over: threading.Event, took: list[float]) -> None:
 
 
 def nothing() -> Iterator[None]:
-    time.sleep(NOTHING_SECONDS)
     yield
+    time.sleep(NOTHING_SECONDS)
 
 
-def survey(volume: Volume, settled: list[NodeNumber]) -> Iterator[None]:
-    cursor = b""
-    while cursor != b"0":
-        cursor, *_ = ask_gently(
-            volume, "survey", cursor=cursor or b"0", count=SURVEY_COUNT, settled=pack_nodes(settled), leaving=b""
-        )
+def survey(cluster: Cluster, begin: Callable[[], object]) -> Iterator[None]:
+    begin()
+    wait_for(lambda: is_surveying(cluster), "a survey has begun", JOB_SECONDS)
+    while is_surveying(cluster):
         yield
+        time.sleep(LOOK_SECONDS)
+
+
+def is_surveying(cluster: Cluster) -> bool:
+    return bool(cluster.status()["repair"]["surveying"])
+
+
+def die(cluster: Cluster, node: Node) -> None:
+    node.kill()
+    cluster.wait_state(node, "dead")
 
 
 def judge(volume: Volume, extents: int) -> Iterator[None]:
@@ -135,14 +152,14 @@ def ask_gently(volume: Volume, verb: str, **arguments: Any) -> list[Any]:
     """As the naming server's Service."""
     began = time.monotonic()
     results = volume.call(verb, **arguments)
-    time.sleep((time.monotonic() - began) * (1 / WALK_SHARE - 1))
+    time.sleep(rest_after(time.monotonic() - began))
     return results
 
 
 def snapshot(client: redis.Redis) -> Iterator[None]:
     client.bgsave()
-    wait_for(lambda: not client.info("persistence")["rdb_bgsave_in_progress"], "the copy is made", JOB_SECONDS)
     yield
+    wait_for(lambda: not client.info("persistence")["rdb_bgsave_in_progress"], "the copy is made", JOB_SECONDS)
 
 
 if __name__ == "__main__":
