@@ -25,7 +25,7 @@ class Answer:
     """Names in lower case."""
     body: Buffer
     is_repeated: bool = False
-    """The request was sent before, and got no answer: it may have been served twice."""
+    """The request was sent before, and got no answer that counts: it may have been served twice."""
 
 
 class Transport(Protocol):

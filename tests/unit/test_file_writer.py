@@ -319,14 +319,20 @@ async def test_what_is_committed_long_after_it_was_stored_is_asked_for_before(la
     assert [unpack_nodes(segments[4]) for segments in chunks[1::2]] == [(NODES[1],) if late else NODES, NODES]
 
 
+async def store_long_ago(world: MadeUp, nursery: trio.Nursery) -> FileWriter:
+    """One chunk is stored, not synced, and has waited so long for its commit that the nodes are asked for it before."""
+    writer, _ = make_writer(world, nursery)
+    await writer.write(0, b"x" * CHUNK)
+    await trio.testing.wait_all_tasks_blocked()
+    world.now_ns += int((LATE_SECONDS + 1) * 1e9)
+    return writer
+
+
 async def test_a_node_that_did_not_answer_once_is_asked_by_the_next_sync_all_the_same() -> None:
     """One that has it is enough for a commit in the background, and not for fsync."""
     world = MadeUp()
     async with trio.open_nursery() as nursery:
-        writer, _ = make_writer(world, nursery)
-        await writer.write(0, b"x" * CHUNK)
-        await trio.testing.wait_all_tasks_blocked()
-        world.now_ns += int((LATE_SECONDS + 1) * 1e9)
+        writer = await store_long_ago(world, nursery)
         world.confirming = {NODES[0]}
 
         async def refuse() -> None:
@@ -364,10 +370,7 @@ async def test_a_sync_asks_for_what_a_commit_without_an_answer_has_perhaps_commi
 async def test_what_no_node_has_any_more_is_an_error_of_the_close_that_would_commit_it() -> None:
     world = MadeUp()
     async with trio.open_nursery() as nursery:
-        writer, _ = make_writer(world, nursery)
-        await writer.write(0, b"x" * CHUNK)
-        await trio.testing.wait_all_tasks_blocked()
-        world.now_ns += int((LATE_SECONDS + 1) * 1e9)
+        writer = await store_long_ago(world, nursery)
         world.confirming = set()
         with pytest.raises(Unavailable):
             await writer.flush(sync=False)
