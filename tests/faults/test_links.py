@@ -165,10 +165,10 @@ def test_a_node_that_is_alive_and_gives_a_mount_nothing_keeps_one_read_waiting(
     wired: WiredCluster, wire: Wire, far: Mount, near: Mount
 ) -> None:
     """In minutes, not again whenever the memory of it has faded."""
-    place, names = far.path / "unheard", [f"{number}" for number in range(400)]
-    (near.path / "unheard").mkdir()
+    place, names = far.path / "silent", [f"{number}" for number in range(400)]
+    (near.path / "silent").mkdir()
     for name in names:
-        (near.path / "unheard" / name).write_bytes(os.urandom(2000))
+        (near.path / "silent" / name).write_bytes(os.urandom(2000))
     far.remount()
     node, took = wired.nodes[0], []
     with wire.lose_answers(node.address) as rules:

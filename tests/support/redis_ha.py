@@ -225,4 +225,5 @@ class ClusterRedis(RedisGroup):
             answer = source.ask("MIGRATE", "127.0.0.1", str(target.port), "", "0", "5000", "KEYS", *keys)
             assert answer in ("OK", "NOKEY"), answer
         for server in (target, source):
-            server.ask("CLUSTER", "SETSLOT", slot, "NODE", self.node_id(target))
+            answer = server.ask("CLUSTER", "SETSLOT", slot, "NODE", self.node_id(target))
+            assert answer == "OK", answer
