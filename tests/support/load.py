@@ -72,8 +72,8 @@ class Load:
             began = time.monotonic()
             try:
                 self._step(who, number)
-            except OSError as error:
-                self.errors.append(f"{who} {number}: {error}")
+            except Exception as error:  # A defect of ours too: nobody else would hear of it.
+                self.errors.append(f"{who} {number}: {error!r}")
                 print(self.errors[-1], file=sys.stderr, flush=True)
             with self._longest_seconds.get_lock(), self._steps.get_lock():
                 self._longest_seconds.value = max(self.longest_seconds, time.monotonic() - began)
