@@ -7,6 +7,7 @@ does: what was written is stored first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -53,19 +54,42 @@ class CannotMount(Exception):
 
 
 def check_mountpoint(mountpoint: Path) -> None:
-    """Clears away a mount whose daemon was killed. Raises CannotMount for what cannot be mounted on."""
+    """Raises CannotMount for what cannot be mounted on. A mount whose daemon was killed can: its place is taken."""
+    if _is_dead(mountpoint):
+        return
     try:
         mountpoint.stat()
     except FileNotFoundError:
         raise CannotMount(f"{mountpoint} does not exist: make the directory first") from None
     except OSError as error:
-        if error.errno != 107:  # ENOTCONN: "Transport endpoint is not connected"
-            raise CannotMount(f"{mountpoint}: {error.strerror}") from error
-        subprocess.run(["fusermount3", "-uz", str(mountpoint)], check=False, timeout=UNMOUNT_SECONDS)
+        raise CannotMount(f"{mountpoint}: {error.strerror}") from error
     if not mountpoint.is_dir():
         raise CannotMount(f"{mountpoint} is not a directory")
     if mountpoint.is_mount():
         raise CannotMount(f"{mountpoint} is already a mount: choose another directory, or unmount it first")
+
+
+def _is_dead(mountpoint: Path) -> bool:
+    """It is a mount whose daemon was killed."""
+    try:
+        os.statvfs(mountpoint)  # Asks the daemon each time; stat(2) may answer from what the kernel knows.
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def _clear_dead(mountpoint: Path) -> None:
+    """Only just before the new mount: it would hide what a program wrote into the directory beneath.
+
+    Raises CannotMount.
+    """
+    while _is_dead(mountpoint):
+        command = ["fusermount3", "-uz", os.fspath(mountpoint)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=UNMOUNT_SECONDS, check=False)
+        if done.returncode:
+            raise CannotMount(f"cannot take away the dead mount on {mountpoint}: {done.stderr.strip()}")
+        log.warning("cleared away the dead mount on %s", mountpoint)
+    check_mountpoint(mountpoint)
 
 
 def run(settings: MountSettings, ready: Callable[[], None]) -> int:
@@ -171,6 +195,7 @@ def _mount(operations: Operations, settings: MountSettings) -> None:
         options.add("allow_other")
     if settings.read_only:
         options.add("ro")
+    _clear_dead(settings.mountpoint)
     try:
         pyfuse3.init(operations, os.fspath(settings.mountpoint), options)
     except RuntimeError as error:

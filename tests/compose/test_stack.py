@@ -104,7 +104,7 @@ def test_each_container_is_killed_in_turn_under_load(running: Stack, peer: str, 
     seen = running.exec(peer, "sha256sum", f"/mnt/dcs/promises/{kept}").split()[0]
     assert seen == manifest.kept[kept], "another container sees the mount that came after"
     log = running.compose("logs", "fuse")
-    assert "clearing away the dead mount on /mnt/dcs" in log
+    assert "cleared away the dead mount on /mnt/dcs" in log
 
 
 def test_stopped_and_started_everything_is_there(running: Stack) -> None:

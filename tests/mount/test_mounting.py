@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,28 @@ def test_the_mount_of_a_killed_daemon_is_replaced(mounted: Cluster) -> None:
     wait_for(lambda: os.path.exists(mount.path / "killed-and-mounted-again"), "it is mounted again")
     assert (mount.path / "killed-and-mounted-again").read_bytes() == b"content"
     mount.unmount()
+
+
+def test_until_a_killed_daemon_is_replaced_nothing_is_written_beneath(mounted: Cluster) -> None:
+    """While the next daemon waits for its naming server, the mountpoint is the dead mount, not a plain directory."""
+    mount = mounted.mount("replaced-late")
+    (mount.path / "before-it-was-killed").touch()
+    mount.process.kill()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        command = [sys.executable, "-m", "fusefs", os.fspath(mount.path), "-f", "--naming-url", url]
+        with subprocess.Popen(command, env=mounted.environment, cwd=CHECKOUT, stderr=subprocess.DEVNULL) as waiting:
+            try:
+                silent.accept()[0].close()
+                with refused(errno.ENOTCONN):
+                    (mount.path / "beneath").touch()
+            finally:
+                waiting.kill()
+    mount.process.start(wait=False)
+    wait_for(lambda: os.path.exists(mount.path / "before-it-was-killed"), "it is mounted again")
+    mount.unmount()
+    assert list(mount.path.iterdir()) == []
 
 
 def test_a_read_only_mount_refuses_every_change(mounted: Cluster, place: Path) -> None:

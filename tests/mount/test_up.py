@@ -253,6 +253,17 @@ def test_unmounting_by_hand_is_respected(running: LocalCluster) -> None:
     assert report.is_healthy
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a tmpfs")
+def test_what_answers_in_the_mounts_place_is_not_taken_for_it(running: LocalCluster) -> None:
+    """Any other file system that answers at the mountpoint, as the directory beneath does for a moment."""
+    subprocess.run(["mount", "-t", "tmpfs", "dcs-test", running.mountpoint], check=True)
+    try:
+        assert [s.name for s in running.status().services if s.problem] == ["mount"]
+    finally:
+        subprocess.run(["umount", running.mountpoint], check=True)
+    assert running.status().is_healthy
+
+
 def test_a_mountpoint_must_be_an_empty_directory(cluster: LocalCluster) -> None:
     """Nothing is hidden under a mount, and nothing was started by the attempt."""
     cluster.mountpoint.mkdir()

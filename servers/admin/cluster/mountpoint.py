@@ -17,6 +17,7 @@ from pathlib import Path
 from servers.admin.cluster.errors import ClusterProblem, MountBusy
 
 COMMAND_SECONDS = 10.0
+FUSE_SUPER_MAGIC = b"65735546"  # statfs(2)
 USERS_SHOWN = 5
 
 
@@ -40,7 +41,7 @@ def _mounts() -> Iterator[Path]:
 def is_dead(mountpoint: Path) -> bool:
     """The kernel has the mount, but its process is gone."""
     try:
-        os.stat(mountpoint)
+        os.statvfs(mountpoint)  # Asks the process each time; stat(2) may answer from what the kernel knows.
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False
@@ -88,17 +89,18 @@ def check_fuse() -> None:
 
 
 def works(mountpoint: Path) -> bool:
-    """It is mounted and answers."""
+    """It is mounted and answers: the answer is that of a FUSE file system, not of the directory beneath."""
     if not is_mounted(mountpoint):
         return False
     # In a process of its own, which can be given up when the mount hangs.
     try:
         asked = subprocess.run(
-            ["stat", "--file-system", str(mountpoint)], capture_output=True, timeout=COMMAND_SECONDS, check=False
-        )
+            ["stat", "--file-system", "--format=%t", str(mountpoint)], capture_output=True, timeout=COMMAND_SECONDS,
+            check=False,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
-    return asked.returncode == 0
+    return asked.stdout.strip() == FUSE_SUPER_MAGIC
 
 
 def unmount(mountpoint: Path) -> None:
