@@ -226,8 +226,7 @@ class Filesystem:
     ) -> None:
         """What was written to the file is committed first: its new name never shows less."""
         self._writable(parent, new_parent)
-        found = self._cache.entry(parent, name, trio.current_time())
-        await self.files.store_renamed(found[0] if found is not None else None)
+        await self._store_renamed(parent, name)
         await self.files.register_before_unlink(new_parent, new_name)
         asked_at = trio.current_time()
         try:
@@ -247,6 +246,16 @@ class Filesystem:
         self._cache.changed(new_parent, {**names, new_name: ino}, new_parent_blob, new_before, asked_at)
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
         self._cache.forget_attributes(other)
+
+    async def _store_renamed(self, parent: InodeNumber, name: bytes) -> None:
+        if self.files.are_clean():
+            return
+        found = self._cache.entry(parent, name, trio.current_time())
+        if found is None:
+            shown = await self._look_up(parent, name)
+            found = shown.attributes.ino if isinstance(shown, Shown) else None, 0.0
+        if found[0] is not None:
+            await self.files.stored(found[0])
 
     # ── attributes
 
@@ -333,13 +342,18 @@ class Filesystem:
         return self._directories[handle].entries(after)
 
     def listed(self, handle: int, entry: Entry) -> Shown:
-        """The attributes of an entry just listed."""
-        if self._directories[handle].ino == TRASH_INODE:
+        """The attributes of an entry just listed.
+
+        The name is believed only as far as it is known to mean that inode still: a page of the listing is given to
+        the kernel piece by piece, and meanwhile the name may have been given to another file, or to none."""
+        now, directory = trio.current_time(), self._directories[handle].ino
+        if directory == TRASH_INODE:
             self._note_removed(entry.ino)
-        held = self._cache.attributes(entry.ino, trio.current_time())
+        held, named = self._cache.attributes(entry.ino, now), self._cache.entry(directory, entry.name, now)
         if held is None:
             return self.files.shown(self._cache.put(entry.ino, entry.blob, 0.0), 0.0)
-        return self.files.shown(held[0], held[1], held[1])
+        is_named = named is not None and named[0] == entry.ino
+        return self.files.shown(held[0], held[1], min(held[1], named[1]) if named is not None and is_named else 0.0)
 
     def releasedir(self, handle: int) -> None:
         self._directories.pop(handle)

@@ -43,8 +43,8 @@ from servers.protocol.naming_api import Attributes, unpack_attributes
 
 log = logging.getLogger(__name__)
 
-NODE_SYNC_SECONDS = 7.0
-"""A storage node syncs all it has by itself within 5 s; after this, no barrier is needed."""
+NODE_SYNC_SECONDS = 60.0
+"""A storage node syncs all it has by itself within 5 s, or as soon as a slow disk can: then no barrier is needed."""
 NODES_PAUSE_SECONDS = 0.5
 """Between two looks at the table of nodes while too few of them are known to live."""
 REGISTER_SECONDS = 0.5
@@ -164,6 +164,7 @@ class OpenFiles:
             inode.learn(attributes)
             if inode.attributes.data_version > inode.map.version:
                 inode.map.forget(inode.attributes.data_version, inode.attributes.size)
+                self._pages_moved(attributes.ino)  # Size and times, by which the kernel would know, may be the same.
             attributes = inode.shown()
         return Shown(self._accesses.shown(attributes), seconds, entry_seconds)
 
@@ -293,22 +294,26 @@ class OpenFiles:
                 moved()
 
         def moved() -> None:
-            self._versions.pop(ino, None)
-            if self.on_moved is not None:
-                self.on_moved(ino)
+            self._pages_moved(ino)
 
         writer = FileWriter(attributes, lambda: self._cache.name_of(ino), self._parts, committed, moved)
         reader = FileReader(attributes.chunk_size, chunks, self._blocks, writer)
         inode = OpenInode(attributes, chunks, reader, writer)
         return inode
 
+    def _pages_moved(self, ino: InodeNumber) -> None:
+        """What the kernel has of the inode's content is not right any more."""
+        self._versions.pop(ino, None)
+        if self.on_moved is not None:
+            self.on_moved(ino)
+
     # ── reading and writing
 
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         file = self._files[handle]
         inode = file.inode
-        if offset + size > inode.size and not inode.writer.is_dirty:
-            await self.getattr(inode.ino)  # Others may have made it longer.
+        if (file.direct or offset + size > inode.size) and not inode.writer.is_dirty:
+            await self.getattr(inode.ino)  # Others may have changed it: past the pages the kernel does not ask.
         if not file.noatime:
             self._accesses.read(inode.ino, inode.attributes.atime_ns, inode.changed_ns)
         return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
@@ -474,12 +479,9 @@ class OpenFiles:
         if inode is not None and inode.writer.is_dirty:
             await inode.writer.flush(sync=False)
 
-    async def store_renamed(self, ino: InodeNumber | None) -> None:
-        """What was written to the inode is committed; where nobody knows which one it is, to any."""
-        inodes = [self._open.get(ino)] if ino is not None else list(self._open.values())
-        for inode in inodes:
-            if inode is not None and inode.writer.is_dirty:
-                await inode.writer.flush(sync=False)
+    def are_clean(self) -> bool:
+        """Whether all that was written to any file is committed."""
+        return not any(inode.writer.is_dirty for inode in self._open.values())
 
     async def _store(self, pieces: list[memoryview], **what: Any) -> StoredExtent:
         """As `ExtentClient.store`. What is small is likely to be read again soon: the kernel drops a page's

@@ -52,6 +52,21 @@ def test_a_file_that_is_renamed_while_it_is_written_keeps_every_byte(place: Path
     assert (place / "final").read_bytes() == b"x" * 100_000 + b"y" * 10
 
 
+def test_a_listing_under_way_gives_no_file_a_name_back(place: Path) -> None:
+    """Write a temporary file and rename it, again and again, while another program lists the directory: the next
+    temporary file is a new one, never the one that has its name already."""
+    for number in range(400):
+        (place / f"{number:03d}-{'x' * 200}").touch()
+    for number in range(3):
+        (place / "temporary").write_bytes(b"old %d" % number)
+        with os.scandir(place) as listing:
+            next(listing)  # What the kernel asks for piece by piece the mount has read by now.
+            (place / "temporary").rename(place / "kept")
+            assert len(list(listing)) >= 400
+            (place / "temporary").write_bytes(b"new")
+        assert (place / "kept").read_bytes() == b"old %d" % number
+
+
 def test_hard_links_are_one_file(place: Path) -> None:
     (place / "a").write_bytes(b"one")
     os.link(place / "a", place / "b")

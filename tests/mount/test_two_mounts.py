@@ -39,6 +39,35 @@ def test_an_open_file_shows_what_another_mount_wrote_within_the_cache_time(place
         wait_for(lambda: os.pread(descriptor, 100, 0) == b"new and longer content", "the new content is seen", 3)
 
 
+def test_an_open_file_shows_what_another_mount_wrote_under_the_same_size_and_time(
+    place: Path, other_place: Path
+) -> None:
+    """As rsync --inplace does: by size and time the kernel could not tell that its pages are old."""
+    (place / "f").write_bytes(b"old content")
+    times = (place / "f").stat()
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+        assert os.pread(descriptor, 100, 0) == b"old content"
+        with opened(place / "f", os.O_WRONLY) as writing:
+            os.pwrite(writing, b"new", 0)
+        os.utime(place / "f", ns=(times.st_atime_ns, times.st_mtime_ns))
+
+        def shown() -> bytes:
+            os.fstat(descriptor)
+            return os.pread(descriptor, 100, 0)
+
+        wait_for(lambda: shown() == b"new content", "the new content is seen", 3)
+
+
+def test_who_reads_and_appends_sees_what_another_mount_wrote(place: Path, other_place: Path) -> None:
+    """Past the kernel's pages, as such a descriptor reads, and without being asked for its size."""
+    (place / "f").write_bytes(b"old content")
+    with opened(other_place / "f", os.O_RDWR | os.O_APPEND) as descriptor:
+        assert os.pread(descriptor, 11, 0) == b"old content"
+        with opened(place / "f", os.O_WRONLY) as writing:
+            os.pwrite(writing, b"new", 0)
+        wait_for(lambda: os.pread(descriptor, 11, 0) == b"new content", "the new content is seen", 3)
+
+
 def test_names_made_and_removed_elsewhere_are_seen_within_the_cache_time(place: Path, other_place: Path) -> None:
     (place / "a").touch()
     wait_for((other_place / "a").exists, "the new name is seen", 2 * CACHE_SECONDS + 1)
