@@ -265,7 +265,10 @@ def _page_dropper(nursery: trio.Nursery) -> Callable[[InodeNumber], None]:
 
     async def drop(ino: InodeNumber) -> None:
         with contextlib.suppress(OSError):
-            await trio.to_thread.run_sync(pyfuse3.invalidate_inode, pyfuse3.InodeT(ino), abandon_on_cancel=True)
+            try:
+                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, pyfuse3.InodeT(ino), abandon_on_cancel=True)
+            except RuntimeError as error:
+                log.error("the kernel may show old content of inode %d: %s", ino, error)
 
     return lambda ino: nursery.start_soon(drop, ino)
 

@@ -17,6 +17,7 @@ while sending and waiting, in SLOW_SECONDS while receiving.
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -434,7 +435,10 @@ class _Connection:
 async def _connect(address: str) -> socket.socket:
     """A connected socket; the addresses of a name are tried one after another. Raises OSError."""
     host, _, port = address.rpartition(":")
-    found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    try:
+        found = await trio.socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    except RuntimeError as error:  # No thread can be started that would ask for the name.
+        raise OSError(errno.EAGAIN, f"{host} cannot be resolved: {error}") from error
     for index, (family, kind, protocol, _, endpoint) in enumerate(found):
         sock = socket.socket(family, kind, protocol)
         try:

@@ -119,7 +119,8 @@ class MetadataClient:
         when another has begun. One that is `kept` is not given up at the deadline: see `ask_again`."""
         deadline = trio.current_time() + seconds
         if verb not in MUTATIONS:
-            return read_reply(verb, await self._send(Operation(verb, 0, pack_arguments(arguments)), deadline))
+            reply, _ = await self._send(Operation(verb, 0, pack_arguments(arguments)), deadline)
+            return read_reply(verb, reply)
         await self._wait_for_window(verb, deadline)
         if wanted not in (None, self.session):
             raise SessionLost(f"{verb}: the session is over")
@@ -132,13 +133,15 @@ class MetadataClient:
         operation = Operation(verb, n, pack_arguments(arguments))
         if kept is not None:
             kept.begin(self, operation)
+        perhaps_done = False
         try:
-            reply = await self._send(operation, deadline, kept)
+            reply, perhaps_done = await self._send(operation, deadline, kept)
             if session == self.session:
                 for number in given_up:
                     self._given_up.pop(number, None)
             return _read(verb, reply, kept)
-        except SessionLost:
+        except SessionLost as error:
+            error.perhaps_done |= perhaps_done
             if kept is not None:
                 kept.end()
             raise
@@ -170,7 +173,8 @@ class MetadataClient:
         try:
             if kept.session != self.session:
                 raise SessionLost(f"{operation.verb}: the session is over")
-            return _read(operation.verb, await self._send(operation, trio.current_time() + seconds, kept), kept)
+            reply, _ = await self._send(operation, trio.current_time() + seconds, kept)
+            return _read(operation.verb, reply, kept)
         except SessionLost:
             kept.end()
             raise
@@ -200,9 +204,10 @@ class MetadataClient:
         async with self._room:
             self._room.notify_all()
 
-    async def _send(self, operation: Operation, deadline: float, kept: Kept | None = None) -> bytes:
+    async def _send(self, operation: Operation, deadline: float, kept: Kept | None = None) -> tuple[bytes, bool]:
+        """The reply, and whether the operation may have been done before it. Raises as `ask`."""
         waiting = _Waiting(self.session, operation)
-        pause = RETRY_SECONDS
+        pause, perhaps_done = RETRY_SECONDS, False
         while True:
             self._queue.append(waiting)
             if self._batches < BATCHES_AT_ONCE_MAX:
@@ -211,15 +216,18 @@ class MetadataClient:
                 waiting.answered = trio.Event()
                 with trio.move_on_at(deadline + RETRY_SECONDS_MAX):
                     await waiting.answered.wait()
+            perhaps_done |= waiting.is_repeated or waiting.reply is None
             if kept is not None:
-                kept.is_doubtful |= waiting.is_repeated or waiting.reply is None
+                kept.is_doubtful |= perhaps_done
             if waiting.reply is not None:
-                return waiting.reply
+                return waiting.reply, perhaps_done
             error, waiting.error, waiting.answered = waiting.error, None, None
             if error is not None and not isinstance(error, TryAgain):
                 raise error
             if waiting.session != self.session:
-                raise SessionLost(f"{operation.verb}: the session is over")
+                lost = SessionLost(f"{operation.verb}: the session is over")
+                lost.perhaps_done = True
+                raise lost
             if trio.current_time() + pause > deadline:
                 raise Unavailable(f"{operation.verb}: no answer from the naming server: {error}") from error
             self._retries += 1

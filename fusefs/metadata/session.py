@@ -18,7 +18,7 @@ import trio
 from fusefs.metadata.client import MetadataClient
 from fusefs.settings import METADATA_DEADLINE_SECONDS, SESSION_RENEW_SECONDS
 from servers.client.naming import NamingClient
-from servers.protocol.errors import DcsError, SessionLost, TryAgain
+from servers.protocol.errors import DcsError, SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
 from servers.protocol.placement import NodeView
 
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 NODES_SECONDS = 2.0
 """Between two looks at the table of nodes: a dead node is known soon after the naming server knows."""
 RENEWALS_PER_LEASE = 6
+REPEATABLE = frozenset({"accessed", "opens"})
+"""Done twice, they are as done once, whatever others did in between."""
 CLOCK_ERROR_NS = 1_000_000_000
 """How far the clocks of a volume's machines may be apart without being wrong."""
 
@@ -68,11 +70,18 @@ class Session:
         """Opens a session and learns the volume's facts and nodes. Raises what the calls raise."""
         nodes = await self._naming.nodes()
         number, facts = await self._metadata.ask("session_open", host=socket.gethostname(), what=self._what)
+        self._expect_the_same(facts)
         # Nothing awaits from here on: there is a new session and everybody knows, or there is none.
         self._metadata.begin_session(SessionNumber(number))
         self._extents = 0
         self._learn(facts)
         self._on_nodes(nodes)
+
+    def _expect_the_same(self, facts: dict[bytes, Any]) -> None:
+        """Raises Unavailable where the naming server has another volume now: its inodes have the numbers of ours."""
+        uuid = facts[b"uuid"].decode()
+        if self.facts.uuid not in ("", uuid):
+            raise Unavailable(f"the naming server has volume {uuid} now, not {self.facts.uuid}, which is mounted here")
 
     def _learn(self, facts: dict[bytes, Any]) -> None:
         """Our clock is behind the volume's by what the answer took, and never ahead: a time of ours that is ahead
@@ -109,6 +118,7 @@ class Session:
             try:
                 try:
                     (facts,) = await self._metadata.ask_in(session, METADATA_DEADLINE_SECONDS, "session_renew")
+                    self._expect_the_same(facts)
                     self._learn(facts)
                 except SessionLost:
                     await self.renew_lost(session)
@@ -116,13 +126,18 @@ class Session:
                 log.warning("cannot renew the session: %s", error)
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
-        """As `MetadataClient.ask`; an operation that a lost session did not do is done by the next one."""
+        """As `MetadataClient.ask`; an operation that a lost session did not do is done by the next one. Raises
+        Unavailable where it may have done it: a second time it could undo what others did in between."""
         for _ in range(2):
             before = self._metadata.session
             try:
                 return await self._metadata.ask(verb, **arguments)
-            except SessionLost:
+            except SessionLost as error:
                 await self.renew_lost(before)
+                if error.perhaps_done and verb not in REPEATABLE:
+                    raise Unavailable(
+                        f"{verb}: nobody can tell whether the session that is over has done it"
+                    ) from error
         return await self._metadata.ask(verb, **arguments)
 
     async def renew_lost(self, lost: SessionNumber) -> None:

@@ -46,6 +46,9 @@ class Unavailable(TryAgain):
 class SessionLost(DcsError):
     """The session's lease ran out or it was closed."""
 
+    perhaps_done = False
+    """The operation was sent before, without an answer: what it did then is not known any more."""
+
 
 class NodeFailed(DcsError):
     """A storage node refused, failed or did not answer."""

@@ -13,8 +13,8 @@ import trio.testing
 
 from fusefs.metadata.client import RETRY_SECONDS_MAX, Kept, MetadataClient
 from fusefs.settings import METADATA_DEADLINE_SECONDS
-from servers.client.naming import NamingClient
-from servers.protocol.errors import Refused, Unavailable
+from servers.client.naming import SESSION_LOST, NamingClient
+from servers.protocol.errors import Refused, SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import OP_WINDOW
 from servers.protocol.naming_api import Operation
@@ -63,6 +63,27 @@ async def test_operations_wait_for_one_that_is_half_a_window_behind() -> None:
         naming.release.set()
         with trio.fail_after(5):
             assert (await client.ask("mkdir"))[0] == 1
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
+async def test_it_is_known_whether_a_lost_session_may_have_done_an_operation(is_answered: bool) -> None:
+    """Not where the first server that was asked says that the session is over."""
+
+    class Lost:
+        tries = 0
+
+        async def batch(self, session: SessionNumber, operations: Sequence[Operation], **_: float) -> Replies:
+            self.tries += 1
+            if self.tries == 1 and not is_answered:
+                raise TryAgain("no answer")
+            return [msgpack.packb([SESSION_LOST])], False
+
+    async with trio.open_nursery() as nursery:
+        client = MetadataClient(cast(NamingClient, Lost()), nursery)
+        client.begin_session(SessionNumber(1))
+        with pytest.raises(SessionLost) as raised:
+            await client.ask("unlink")
+        assert raised.value.perhaps_done == (not is_answered)
 
 
 async def test_a_new_session_lets_go_who_waited_for_the_old_one() -> None:

@@ -12,7 +12,7 @@ import trio.testing
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
 from servers.client.naming import NamingClient
-from servers.protocol.errors import TryAgain
+from servers.protocol.errors import SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import SessionNumber
 
 SECOND = 1_000_000_000
@@ -30,12 +30,13 @@ class Volume:
         self._ahead_ns = ahead_ns
         self._answers_after = answers_after
         self.is_away = False
+        self.uuid = b"one"
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
         await trio.sleep(self._answers_after / 2)
         now = time.time_ns() + self._ahead_ns
         await trio.sleep(self._answers_after / 2)
-        facts = {b"uuid": b"", b"chunk_size": 1024, b"replicas": 3, b"lease_ms": 60_000}
+        facts = {b"uuid": self.uuid, b"chunk_size": 1024, b"replicas": 3, b"lease_ms": 60_000}
         return [1, {b"s": now // SECOND, b"ns": now % SECOND, **facts}]
 
     session = 1
@@ -84,6 +85,59 @@ async def test_a_wall_clock_that_is_set_changes_nothing(monkeypatch: pytest.Monk
     for hours in (1, -1):
         monkeypatch.setattr(time, "time_ns", lambda hours=hours: real() + hours * 3600 * SECOND)
         assert 0 < session.now_ns() - before < 10 * SECOND
+
+
+@pytest.mark.anyio
+async def test_another_volume_in_place_of_the_first_is_not_worked_with() -> None:
+    """Its inodes have the same numbers, and other content."""
+    volume = Volume(0, answers_after=0.0)
+    session = await opened(volume)
+    volume.uuid = b"other"
+    with pytest.raises(Unavailable, match="other"):
+        await session.renew_lost(SessionNumber(1))
+    assert session.facts.uuid == "one"
+    assert session.sessions_lost == 0
+
+
+class Metadata(Volume):
+    """Whose session was lost, for an operation that was sent before or that was not."""
+
+    def __init__(self, *, perhaps_done: bool) -> None:
+        super().__init__(0, answers_after=0.0)
+        self.lost: SessionLost | None = SessionLost("over")
+        self.lost.perhaps_done = perhaps_done
+        self.asked: list[str] = []
+
+    async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
+        if verb != "session_open":
+            self.asked.append(verb)
+            if self.lost is not None:
+                lost, self.lost = self.lost, None
+                raise lost
+        return await super().ask(verb, **arguments)
+
+
+@pytest.mark.anyio
+async def test_what_a_lost_session_did_not_do_the_next_one_does() -> None:
+    metadata = Metadata(perhaps_done=False)
+    session = await opened(metadata)
+    await session.ask("unlink", parent=1, name=b"f")
+    assert metadata.asked == ["unlink", "unlink"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("verb", "is_repeated"), [("unlink", False), ("create", False), ("opens", True)])
+async def test_what_a_lost_session_may_have_done_is_not_done_again(verb: str, is_repeated: bool) -> None:
+    """A second unlink would remove what another mount has made under the name since."""
+    metadata = Metadata(perhaps_done=True)
+    session = await opened(metadata)
+    if is_repeated:
+        await session.ask(verb)
+    else:
+        with pytest.raises(Unavailable, match="nobody can tell"):
+            await session.ask(verb)
+    assert metadata.asked == [verb] * (1 + is_repeated)
+    assert session.sessions_lost == 1
 
 
 def test_who_waits_while_another_opens_a_session_in_vain_does_not_wait_again() -> None:
