@@ -81,7 +81,8 @@ def test_an_older_backup_is_read_only(make_cluster: MakeCluster) -> None:
     assert f"change {seq} was seen" in cluster.status()["safe_because"]
     assert "SAFE mode" in health(cluster)["detail"]
     assert cluster.read("/old") == b"old"
-    cluster.dcs("delete", "/old", expect=None)
+    assert b"No such file" not in cluster.dcs("size", "/new", expect=1).stderr
+    cluster.dcs("delete", "/old", expect=1)
     assert cluster.rest("POST", "/files/init", {"name": "b"}).status_code == 503
     expect_nothing_is_deleted(cluster, before)
     cluster.naming.stop()
@@ -118,7 +119,8 @@ def test_a_node_of_another_volume_is_refused(make_cluster: MakeCluster) -> None:
 
 
 def test_nodes_tell_a_new_naming_server_what_its_redis_has_forgotten(make_cluster: MakeCluster) -> None:
-    """All of Redis and the naming server are begun anew: the nodes keep away, and keep what they have."""
+    """All of Redis and the naming server are begun anew: the nodes keep away, and keep what they have; what is there
+    instead of their volume is not taken for an empty one."""
     cluster = make_cluster(3)
     cluster.write("/a", b"precious")
     wait_for(lambda: all((node.data_dir / "volume").exists() for node in cluster.nodes), "the nodes know their volume")
@@ -127,8 +129,13 @@ def test_nodes_tell_a_new_naming_server_what_its_redis_has_forgotten(make_cluste
     cluster.ask_redis("FLUSHALL")
     cluster.naming.start()
     wait_for(lambda: "is refused" in cluster.naming.log_tail(), "a node is refused")
+    wait_for(lambda: "SAFE mode" in _detail(cluster), "the naming server says so")
+    cluster.dcs("mkdir", "/instead", expect=1)
+    assert b"No such file" not in cluster.dcs("read", "/a", "-", expect=1).stderr
     expect_nothing_is_deleted(cluster, before)
-    assert cluster.status()["nodes"] == []
+    status = cluster.status()
+    assert status["nodes"] == []
+    assert "no storage node ever belonged" in status["safe_because"]
     for node in cluster.nodes:
         assert "whose extents the node keeps" in node.log_tail()
 

@@ -366,6 +366,8 @@ def test_safe_mode_changes_nothing_and_reads_on(volume: Volume, session: Session
     session.call("release", ino=made.ino)
     session.call("open", ino=made.ino, chunks=0)
     assert volume.names() == [b"f"]
+    assert volume.call("resolve", path=[b"f"])[0] == made.ino
+    assert volume.errno("resolve", path=[b"lost"]) == errno.EIO, "it may be what is missing"
     assert volume.call("session_renew", session.number)[0][b"safe"] == 1
     assert volume.status()["safe"] == b"a test"
     volume.client.hdel(f"{volume.key}:volume", "safe")

@@ -10,6 +10,7 @@ read('lookup', { parent = 'ino', name = 'bytes' }, function(c, a)
 end)
 
 -- resolve {path: names} -> ino, attributes; from the root, symlinks are not followed
+-- In SAFE mode a name that is not here may be one of those that are missing: EIO.
 read('resolve', { path = 'list' }, function(c, a)
   if #a.path > LIMIT.path or not texts(a.path) then return { ENAMETOOLONG } end
   local ino = 1
@@ -17,7 +18,7 @@ read('resolve', { path = 'list' }, function(c, a)
     local _, problem = c:directory(ino)
     if problem then return { problem } end
     ino = c:entry(ino, name)
-    if not ino then return { #name > LIMIT.name and ENAMETOOLONG or ENOENT } end
+    if not ino then return { #name > LIMIT.name and ENAMETOOLONG or c.safe and EIO or ENOENT } end
   end
   return { 0, ino, call('GET', c:key('i', ino)) }
 end)

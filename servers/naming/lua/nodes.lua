@@ -50,13 +50,21 @@ end
 
 -- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms, store_ms?} -> node
 -- number, volume's uuid, seq, why it is in SAFE mode or '', now in ms
--- EXDEV for a node of another volume, ESTALE for one that was forgotten. A node that was told of a later change than is here: SAFE mode.
+-- EXDEV for a node of another volume, ESTALE for one that was forgotten. SAFE mode for a node that was told of a later
+-- change than is here, and for one of another volume where this one never had a node: Redis is another, or was emptied.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
   volume = 'bytes', seq = 'count', silence_ms = 'count', calm_ms = 'count', store_ms = 'count?',
 }, function(c, a, argv)
   local numbers, seq = c.K .. ':node_numbers', c:setting('seq')
-  if a.volume ~= '' and a.volume ~= argv[4] then return { EXDEV } end
+  if a.volume ~= '' and a.volume ~= argv[4] then
+    if c:setting('next_node') == 0 then
+      enter_safe_mode(c, string.format('no storage node ever belonged to this volume, but one has come that keeps '
+        .. 'extents of volume %s: this Redis is empty, or another. Start the right one; or dcs recover; or, if the old '
+        .. 'extents are not wanted, empty this Redis again and give the node an empty data directory', a.volume))
+    end
+    return { EXDEV }
+  end
   if a.volume ~= '' and a.seq > seq then
     enter_safe_mode(c, string.format('the metadata ends at change %d, but a storage node knows of %d', seq, a.seq))
   end
