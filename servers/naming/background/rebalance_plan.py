@@ -66,7 +66,11 @@ def rebalance_step(
     if next_step(held, outlook, damaged, chance) is not None:
         return None
     mean = mean_fullness(outlook)
-    emptier = [v for v in outlook.takers if v.number not in held.nodes and fullness(v) < mean]
+    # Of a copy that was damaged there once, and is not known to be gone, repair would take the new one for it.
+    emptier = [
+        v for v in outlook.takers
+        if v.number not in held.nodes and (held.extent, v.number) not in damaged and fullness(v) < mean
+    ]  # fmt: skip
     # Who is to give is fuller than all of these, so it makes no difference which node of a rack has the copy.
     dropped = {v.rack: least_useful([*good, v.number], outlook) for v in {v.rack: v for v in emptier}.values()}
     able = [v for v in emptier if dropped[v.rack] in surplus]
