@@ -75,9 +75,12 @@ class DataDirectory:
             root.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(root)
             self._make_directories()
-            self.disk_uuid = self._read_uuid("disk.uuid") or self._write_uuid("disk.uuid", uuid.uuid4().hex)
             self.node_uuid = self._read_uuid("node.uuid")
             """None before `belong_to`."""
+            disk_uuid = self._read_uuid("disk.uuid")
+            if disk_uuid is None and self.node_uuid is not None and next(self.names(None), None) is None:
+                self._disown()
+            self.disk_uuid = disk_uuid or self._write_uuid("disk.uuid", uuid.uuid4().hex)
             state = os.statvfs(root)
         except OSError as error:
             raise CannotStart(f"cannot use {root} as data directory: {error}") from error
@@ -130,6 +133,12 @@ class DataDirectory:
         except OSError:
             return False
         return True
+
+    def _disown(self) -> None:
+        """What was emptied but for its node's name is a new disk: it has nothing of what that node should have."""
+        (self.root / "node.uuid").unlink()
+        sync_directory(self.root)
+        self.node_uuid = None
 
     def belong_to(self, node: str) -> None:
         """The directory is this node's from now on."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from servers.storage.data_directory import CannotStart
+from servers.storage.disk import sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +40,8 @@ class KnownVolume:
         return None if self._ahead_ms is None else int(self._ahead_ms + time.monotonic() * 1000)
 
     def learn(self, uuid: str, seq: int, now_ms: int = 0) -> None:
-        """The first volume is kept for good and on stable storage; its later changes, soon. Raises OSError when no
-        disk takes the first.
+        """The first volume is kept for good; it and each later change on stable storage, so that a loss of power leaves
+        one or the other. Raises OSError when no disk takes the first.
 
         `now_ms` is Redis's time as it was told, 0 when it was not."""
         is_first = not self.uuid
@@ -54,7 +55,9 @@ class KnownVolume:
         failed: list[OSError] = []
         for path in self._paths:
             try:
-                _write(path, text, sync=is_first)
+                _write(path, text)
+                if is_first:
+                    sync_directory(path.parent)
             except OSError as error:
                 failed.append(error)
         if is_first and len(failed) == len(self._paths):
@@ -75,13 +78,12 @@ def _read(path: Path) -> tuple[str, int]:
     return match[1], int(match[2])
 
 
-def _write(path: Path, text: str, *, sync: bool) -> None:
+def _write(path: Path, text: str) -> None:
     beside = path.with_name("volume.new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         os.write(fd, text.encode())
-        if sync:
-            os.fsync(fd)
+        os.fsync(fd)
     finally:
         os.close(fd)
     beside.replace(path)
