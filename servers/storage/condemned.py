@@ -21,6 +21,9 @@ from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
 
 PERIODS_PER_KEEP = 8
 """Deleted together: an extent is kept for its time, and for at most an eighth of it longer."""
+PURGED_TOGETHER = 256
+BETWEEN_PARTS_SECONDS = 0.001
+"""Whoever waits for the lock has it then; who takes it again at once keeps it from all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,10 @@ class Condemned:
             return size
         directory = self._root / str(self._period(time.time()))
         directory.mkdir(exist_ok=True)
-        os.replace(path, directory / extent_text(extent))
+        target = directory / extent_text(extent)
+        with suppress(FileNotFoundError):  # Stored and condemned once more within the period.
+            self._add(-1, -os.stat(target).st_size)
+        os.replace(path, target)
         self._add(1, size)
         return size
 
@@ -83,21 +89,35 @@ class Condemned:
         self._add(-1, -one.file_bytes)
 
     def purge(self, now_s: float, bytes_wanted: int = 0) -> int:
-        """Deletes what was kept long enough, and older ones first until so many bytes are free; how many were freed."""
-        freed = 0
-        with self._purging:
-            for one in self.listing():
-                if freed >= bytes_wanted and one.condemned_until_s + self._keep_seconds > now_s:
-                    break
-                with suppress(FileNotFoundError):
-                    one.path.unlink()
-                    self.forget(one)
-                    freed += one.file_bytes
-            for directory in self._root.iterdir():
-                if directory.name != str(self._period(now_s)):
-                    with suppress(OSError):  # Not empty.
-                        directory.rmdir()
+        """Deletes what was kept long enough, and older ones first until so many bytes are free; how many were freed.
+
+        A few at a time: a store that needs room waits for those only."""
+        freed, is_done = 0, False
+        while not is_done:
+            with self._purging:
+                part, is_done = self._purge_some(now_s, bytes_wanted - freed)
+            freed += part
+            time.sleep(0 if is_done else BETWEEN_PARTS_SECONDS)
         return freed
+
+    def _purge_some(self, now_s: float, bytes_wanted: int) -> tuple[int, bool]:
+        """How many bytes were freed, and whether all was done."""
+        freed = 0
+        for count, one in enumerate(self.listing()):
+            if freed >= bytes_wanted and one.condemned_until_s + self._keep_seconds > now_s:
+                break
+            if count == PURGED_TOGETHER:
+                return freed, False
+            with suppress(FileNotFoundError):
+                one.path.unlink()
+                self.forget(one)
+                freed += one.file_bytes
+        for directory in self._root.iterdir():
+            # Into the present one, and the next, something may just be put.
+            if directory.name.isdecimal() and int(directory.name) < self._period(now_s):
+                with suppress(OSError):  # Not empty.
+                    directory.rmdir()
+        return freed, True
 
     def _period(self, now_s: float) -> int:
         """When the period of this moment began, in seconds since 1970."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from servers.client.http import Transport
 from servers.protocol.errors import AccessDenied, TryAgain
-from servers.protocol.ids import extent_text
+from servers.protocol.ids import ExtentId, extent_text
 from servers.protocol.naming_api import DAMAGE_PATH, HEALED_PATH
 from servers.storage.disks import Disk, Disks
 from servers.storage.set_aside import SetAside
@@ -67,14 +67,15 @@ class DamageReports:
             return
         for disk in self._disks:
             for one in disk.damaged.unreported():
-                damage = {
-                    "extent": extent_text(one.extent),
-                    "node": number,
-                    "why": "the node says so",
-                    "verified": True,
-                }
-                await self._ask(DAMAGE_PATH, damage)
+                await self._report_one(number, one.extent)
                 await asyncio.to_thread(disk.damaged.reported, one)
+            for extent in disk.damaged.unmoved_unreported():
+                await self._report_one(number, extent)
+                disk.damaged.unmoved_reported(extent)
+
+    async def _report_one(self, number: int, extent: ExtentId) -> None:
+        damage = {"extent": extent_text(extent), "node": number, "why": "the node says so", "verified": True}
+        await self._ask(DAMAGE_PATH, damage)
 
     async def _release(self) -> None:
         for disk in self._disks:

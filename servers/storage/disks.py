@@ -51,16 +51,23 @@ class Disk:
             self.health.note(error)
             return 0
 
+    def is_tight(self, size: int) -> bool:
+        """Whether there is no room for so many bytes but what the condemned extents occupy."""
+        try:
+            return self.directory.space().free_bytes < size
+        except OSError:
+            return True
+
     def make_room(self, size: int) -> None:
         """There is room for so many bytes, as `free_bytes` promised, if need be because condemned extents went.
 
         Raises NodeFull, OSError.
         """
-        if not self.condemned.count or self.directory.space().free_bytes >= size:
+        if not self.condemned.count or not self.is_tight(size):
             return
         if self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
             logger.info("what is condemned makes room for a store")
-            if self.directory.space().free_bytes >= size:
+            if not self.is_tight(size):
                 return
         raise NodeFull("no room on the disk")
 

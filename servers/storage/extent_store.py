@@ -216,6 +216,10 @@ class ExtentStore:
             with self._lock:
                 self._unsynced.pop(placed.extent, None)
 
+    def must_make_room(self, size: int) -> bool:
+        """Whether condemned extents have to go before so much can be stored. Does not block for long."""
+        return any(disk.condemned.count and disk.is_tight(size) for disk in self.disks)
+
     def is_crowded(self) -> bool:
         """Whether so much waits for the syncer that a store has to sync for itself. Does not block."""
         return len(self._unsynced) >= self._unsynced_files_max
@@ -371,6 +375,7 @@ class ExtentStore:
             pass
         except OSError as error:
             disk.health.note(error)
+            disk.damaged.cannot_take(extent)
             logger.error("%s is damaged and could not be set aside: %s", extent_text(extent), error)
         self._forget(extent)
 

@@ -33,6 +33,8 @@ from servers.storage.scrub import Scrub
 from servers.storage.settings import Settings
 from servers.storage.syncer import Syncer
 
+WALKS_AT_ONCE = 2
+"""Over all files of a disk: they would take the threads that heartbeats need on a node with many disks."""
 DISK_THREADS = 8
 """Each for reads and for stores, so that a disk that is slow to write does not keep readers waiting."""
 REPLIES_BYTES_MAX = 256 * 1024 * 1024
@@ -88,7 +90,8 @@ class StorageNode:
                 others = [self.heartbeat.run(), self._damage_reports.run(), self._watch_disks()]
                 others += [self._purge_condemned(), *(scrub.run() for scrub in self.scrubs.values())]
                 rate = self._settings.scrub_bytes_per_second_max
-                others += [verify_recent(self.store, disk, rate) for disk in self.disks]
+                walks = asyncio.Semaphore(WALKS_AT_ONCE)
+                others += [verify_recent(self.store, disk, rate, walks) for disk in self.disks]
                 running = [tasks.create_task(self._or_stop(other)) for other in others]
                 try:
                     yield

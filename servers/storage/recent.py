@@ -28,10 +28,12 @@ RECENT_SECONDS = 30.0
 logger = logging.getLogger(__name__)
 
 
-async def verify_recent(store: ExtentStore, disk: Disk, bytes_per_second_max: float) -> None:
-    """What was stored last before this call is whole, or set aside."""
+async def verify_recent(store: ExtentStore, disk: Disk, bytes_per_second_max: float, walks: asyncio.Semaphore) -> None:
+    """What was stored last before this call is whole, or set aside. `walks`: of so many disks at once all files are
+    looked at, which keeps a thread for minutes."""
     try:
-        recent = await asyncio.to_thread(_stored_last, disk, time.time_ns())
+        async with walks:
+            recent = await asyncio.to_thread(_stored_last, disk, time.time_ns())
         damaged = 0
         for extent in recent:
             began = time.monotonic()

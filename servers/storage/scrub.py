@@ -38,6 +38,9 @@ IDLE_SECONDS = 5.0
 """Between looks at a disk that holds nothing or has failed."""
 LATE = 1.5
 """Periods after the last complete pass: then the scrub is late, and an operator should know."""
+STALLED_SECONDS = 3600.0
+STALLED_GAPS = 2
+"""So is one that verified nothing for so long, and for so many times what it plans between two replicas."""
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +75,7 @@ class Scrub:
         self._cursor = load_cursor(self._path, time.time())
         self._replicas = self._bytes = self._damaged = 0
         self._saved_at = 0.0
+        self._went_on_at = time.monotonic()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -93,8 +97,9 @@ class Scrub:
             await asyncio.sleep(min(max(STEP_SECONDS, seconds_to_next), SLEEP_SECONDS_MAX))
 
     def state(self) -> ScrubState:
-        age = time.time() - self._cursor.completed_s
-        is_late = age > LATE * self._period_seconds
+        age, quiet = time.time() - self._cursor.completed_s, time.monotonic() - self._went_on_at
+        gap = self._period_seconds / max(1, self._disk.holdings.total.count)
+        is_late = age > LATE * self._period_seconds or quiet > STALLED_SECONDS + STALLED_GAPS * gap
         return ScrubState(self._cursor.completed_s, is_late, self._replicas, self._bytes, self._damaged)
 
     def _step(self, budget: float) -> float:
@@ -104,6 +109,7 @@ class Scrub:
             for extent in self._disk.directory.names(self._cursor.position):
                 spent += self._verify(extent)
                 self._cursor = self._cursor.at(extent)
+                self._went_on_at = time.monotonic()
                 if spent >= budget:
                     break
             else:
@@ -131,6 +137,7 @@ class Scrub:
         """A pass has ended; the next one begins. A failed disk is not scrubbed, and therefore gets late."""
         if self._disk.health.state is not DiskState.FAILED:
             self._cursor = self._cursor.completed(time.time())
+            self._went_on_at = time.monotonic()
             self._save(0.0 if self._disk.holdings.total.count else SAVE_SECONDS)
 
     def _save(self, after_seconds: float) -> None:

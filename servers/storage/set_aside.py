@@ -6,7 +6,8 @@
 A replica set aside is in no listing and is no good copy. It stays on the disk, because part of
 it may be the last there is of a file: what is left of it is served, each block compared with
 its sum first, while there is no good one here. It goes when a naming server says that the
-extent is healed or not needed, and its grace is over.
+extent is healed or not needed, and its grace is over. On a disk that cannot be written it
+stays among the others, and is reported all the same.
 
 Any thread; `_lock` is held for the names only.
 """
@@ -46,6 +47,9 @@ class Damaged:
         self._directory = directory
         self._lock = threading.Lock()
         self._all: dict[str, SetAside] = {}
+        self._unmoved: dict[ExtentId, bool] = {}
+        """Damaged replicas that the disk does not let go of, because it cannot be written: whether that was reported.
+        Forgotten when the node ends; the next scrub finds them again."""
         for path in directory.iterdir():
             self._add(path)
 
@@ -69,6 +73,19 @@ class Damaged:
             sync_directory(self._directory)
         logger.warning("%s is damaged and was set aside: %s", extent_text(extent), why)
         return True
+
+    def cannot_take(self, extent: ExtentId) -> None:
+        """The replica is damaged, and stays where it is."""
+        with self._lock:
+            self._unmoved.setdefault(extent, False)
+
+    def unmoved_unreported(self) -> list[ExtentId]:
+        with self._lock:
+            return [extent for extent, is_reported in self._unmoved.items() if not is_reported]
+
+    def unmoved_reported(self, extent: ExtentId) -> None:
+        with self._lock:
+            self._unmoved[extent] = True
 
     def of(self, extent: ExtentId) -> list[SetAside]:
         with self._lock:

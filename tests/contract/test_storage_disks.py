@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from servers.protocol.limits import BLOCK_BYTES, MIB
+from tests.support.naming_stub import NamingStub
 from tests.support.processes import wait_for
 from tests.support.storage_node import AUTHORIZATION, StorageNode
 
@@ -226,6 +228,27 @@ def test_a_read_only_disk_serves_what_it_has_and_takes_nothing(make_node: MakeNo
     assert node.put("7-2", body) == 201
 
 
+@pytest.mark.fault("S10", "S15")
+def test_what_rots_on_a_read_only_disk_is_reported_where_it_is(make_node: MakeNode) -> None:
+    with NamingStub() as stub:
+        node = make_node(NAMING_URL=stub.url)
+        node.start()
+        store_many(node, 3)
+        hurt = replica(node, "7-2")
+        node.restart_with("-P", str(hurt), "-e", "trace=renameat2", "-e", "inject=renameat2:error=EROFS")
+        flip(hurt, 5)
+
+        def reported() -> list[str]:
+            return [found["extent"] for found in map(json.loads, stub.reports) if found.get("verified")]
+
+        wait_for(reported, "the scrub has found it, and it is reported", 30)
+        before = node.statistics()["damaged"]
+        wait_for(lambda: node.statistics()["damaged"] > before, "it is found again", 30)
+        assert set(reported()) == {"7-2"}
+        assert len(reported()) == 1
+        assert set_aside(node) == set()
+
+
 @pytest.mark.fault("S13")
 def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     """One error is an accident. What lies on a failed disk counts as lost, and is served as long as it can be read."""
@@ -275,13 +298,16 @@ def test_too_few_descriptors_send_writers_elsewhere_and_break_nothing(make_node:
     assert {extent for extent, length in node.inventory() if length != 1} == set()
 
 
-def test_an_emptied_disk_ends_the_node_and_begins_another(make_node: MakeNode) -> None:
+@pytest.mark.fault("S12")
+@pytest.mark.parametrize("kept", ["", "node.uuid"], ids=["nothing is kept", "its node's name is kept"])
+def test_an_emptied_disk_ends_the_node_and_begins_another(make_node: MakeNode, kept: str) -> None:
     node = make_node()
     node.start()
     store_many(node, 3, 300)
     before = space(node)["uuid"]
     for path in node.disks[0].iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if path.name != kept:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     wait_for(lambda: not node.is_running, "a node without disks has ended")
     assert node.exit_status == 1
     node.start()

@@ -9,6 +9,7 @@ import pytest
 
 from servers.protocol.errors import ExtentMissing, NodeFull
 from servers.protocol.ids import SessionNumber, extent_id
+from servers.storage import condemned
 from servers.storage.data_directory import DiskSpace
 from servers.storage.disks import Disk, open_disks
 from servers.storage.extent_store import ExtentStore
@@ -64,6 +65,29 @@ def test_it_is_deleted_in_time_and_not_before(store: ExtentStore) -> None:
     assert disk_of(store).condemned.purge(now + 2 * 3600) > 1000
     assert list(disk_of(store).condemned.listing()) == []
     assert list((disk_of(store).directory.root / "condemned").iterdir()) == []
+
+
+def test_it_is_deleted_in_parts_and_counted_once(store: ExtentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stored and condemned again within the period it is one file."""
+    monkeypatch.setattr(condemned, "PURGED_TOGETHER", 1)
+    disk, one = disk_of(store), store.used_bytes() // 2
+    for extent in (ONE, TWO, ONE):
+        store.put(extent, None, bytes(1000), sync=False)
+        store.condemn(extent)
+    assert (disk.condemned.count, disk.condemned.file_bytes) == (2, 2 * one)
+    assert disk.condemned.purge(time.time() + 2 * 3600) == 2 * one
+    assert (disk.condemned.count, disk.condemned.file_bytes) == (0, 0)
+
+
+def test_it_is_told_before_a_store_that_something_has_to_go_for_it(
+    store: ExtentStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleting many files keeps whoever does it busy: that is not to be the event loop."""
+    monkeypatch.setattr(disk_of(store).directory, "space", lambda *_: DiskSpace(1000, 10_000, "disk"))
+    assert not store.must_make_room(2000), "nothing could go"
+    store.condemn(ONE)
+    assert store.must_make_room(2000)
+    assert not store.must_make_room(500)
 
 
 def test_it_makes_room_for_a_store(store: ExtentStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from servers.protocol.ids import SessionNumber, extent_id
 from servers.storage import disk_health
 from servers.storage.disk_health import DiskHealth, DiskState
+from servers.storage.disks import open_disks
+from servers.storage.extent_store import ExtentStore
 from servers.storage.holdings import Held, held, total
-from servers.storage.scrub import REPLICA_COST_BYTES, bytes_per_second
+from servers.storage.scrub import REPLICA_COST_BYTES, STALLED_SECONDS, Scrub, bytes_per_second
 from servers.storage.scrub_cursor import Cursor, load_cursor, save_cursor
 
 EXTENTS = st.lists(st.integers(0, 2**64 - 1), unique=True, max_size=30)
@@ -48,6 +51,23 @@ def test_the_cursor_is_found_again_and_a_strange_one_begins_anew(tmp_path) -> No
     assert load_cursor(path, 4000) == Cursor(None, 3000, 3000)
     path.write_bytes(b"\xff\xff")
     assert load_cursor(path, 5000) == Cursor(None, 5000, 5000)
+
+
+def test_a_scrub_that_stands_still_is_late_long_before_its_period_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an hour without a replica verified, unless so few are there that it plans to rest for longer."""
+    week = 7 * 24 * 3600
+    (disk,) = disks = open_disks([tmp_path])
+    store = ExtentStore(disks)
+    for counter in range(1000):
+        store.put(extent_id(SessionNumber(1), counter + 1), None, b"x", sync=False)
+    many, few = Scrub(store, disk, week, 1e9), Scrub(store, disk, 1000 * week, 1e9)
+    assert not many.state().is_late
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + STALLED_SECONDS + 3 * week / 1000)
+    assert many.state().is_late
+    assert not few.state().is_late
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class ExtentRoutes:
 
         # One that is here already is read back from the disk.
         is_slow = len(request.body) > STORE_AT_ONCE_BYTES_MAX or self._store.opened(extent) is not None
-        if is_slow or self._store.is_crowded():
+        if is_slow or self._store.is_crowded() or self._store.must_make_room(2 * STORE_AT_ONCE_BYTES_MAX):
             return _in_thread(self._node.writers, store)
         return self._store_and_sync(extent, header, request.body) if sync else _guarded(store)
 
