@@ -13,8 +13,8 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from servers.client.http import HttpxTransport
 from servers.client.naming import SESSION_LOST
@@ -25,11 +25,13 @@ from servers.naming.redis_store import RedisStore
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain
 from servers.protocol.ids import ExtentId, SessionNumber, extent_id
-from servers.protocol.limits import OP_WINDOW
+from servers.protocol.limits import CHUNKS_PER_CALL_MAX, OP_WINDOW
 from servers.protocol.placement import NodeView
 from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 RENEW_SECONDS = 10.0
 WALK_SHARE = 0.1
@@ -77,12 +79,24 @@ class Service:
     async def members(self) -> list[Member]:
         return read_members(await self.store.ask("nodes"), self.patience)
 
-    async def ask_gently(self, verb: str, /, **arguments: Any) -> list[Any]:
-        """As `store.ask`, for what walks over all of the volume: followed by a rest that leaves Redis to others."""
+    async def gently(self, asking: Awaitable[T]) -> T:
+        """The answer, for what walks over all of the volume: followed by a rest that leaves Redis to others."""
         began = time.monotonic()
-        reply = await self.store.ask(verb, **arguments)
+        answer = await asking
         await asyncio.sleep(rest_after(time.monotonic() - began))
-        return reply
+        return answer
+
+    async def ask_gently(self, verb: str, /, **arguments: Any) -> list[Any]:
+        return await self.gently(self.store.ask(verb, **arguments))
+
+    async def parts_of_map(self, key: bytes) -> AsyncIterator[list[bytes]]:
+        """Of a file's chunk map: index, segments, index, ...; some of them twice, perhaps."""
+        cursor = b"0"
+        while True:
+            cursor, part = await self.gently(self.store.command("HSCAN", key, cursor, "COUNT", CHUNKS_PER_CALL_MAX))
+            yield part
+            if cursor == b"0":
+                return
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
         """A mutation in the server's own session. Raises Refused."""

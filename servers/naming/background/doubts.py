@@ -9,7 +9,7 @@ reason meanwhile: so does a commit of what it took before it came back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 
 import msgpack
@@ -58,17 +58,18 @@ class Doubts:
 
     async def _page(self) -> None:
         store, key = self._service.store, prefix(self._service.settings.volume) + ":m:"
-        cursor, maps = await store.command(
-            "SCAN", self._cursor, "MATCH", glob_literal(key) + "*", "COUNT", KEYS_PER_PAGE
+        cursor, maps = await self._service.gently(
+            store.command("SCAN", self._cursor, "MATCH", glob_literal(key) + "*", "COUNT", KEYS_PER_PAGE)
         )
         wanted: dict[NodeNumber, set[ExtentId]] = {number: set() for number in self._asked}
         for name in maps:
-            for blob in await store.command("HVALS", name):
-                flat = msgpack.unpackb(blob, raw=True)
-                for i in range(0, len(flat), 5):
-                    for number in unpack_nodes(flat[i + 4]):
-                        if number in wanted:
-                            wanted[number].add(ExtentId(flat[i + 1]))
+            async for blobs in self._service.parts_of_map(name):
+                for blob in blobs[1::2]:
+                    _note_wanted(wanted, blob)
+                for number, extents in wanted.items():
+                    if len(extents) >= EXTENTS_PER_CALL:
+                        await self._ask(number, extents)
+                        extents.clear()
         for number, extents in wanted.items():
             await self._ask(number, extents)
         self._cursor = cursor.decode()
@@ -100,3 +101,11 @@ class Doubts:
             log.info("node %d was asked for each of its extents", number)
             await self._service.store.ask("believed", node=number, since=since)
         self._asked = {}
+
+
+def _note_wanted(wanted: Mapping[NodeNumber, set[ExtentId]], blob: bytes) -> None:
+    flat = msgpack.unpackb(blob, raw=True)
+    for extent, nodes in zip(flat[1::5], flat[4::5], strict=True):
+        for number in unpack_nodes(nodes):
+            if number in wanted:
+                wanted[number].add(ExtentId(extent))

@@ -85,25 +85,26 @@ class Rebalance:
 
     async def _looked_at(self, outlook: Outlook, surplus: Collection[NodeNumber]) -> AsyncIterator[Sequence[Any]]:
         """What lies on the nodes of `surplus`: a part of all files in each turn, from where the last one ended."""
-        store, calls = self._service.store, CALLS_PER_TURN
+        calls = CALLS_PER_TURN
         wanted = {
             "count": SURVEY_COUNT,
             "settled": pack_nodes(sorted(outlook.staying)),
             "leaving": pack_nodes(sorted(surplus)),
         }
         while calls > 0:
-            self._cursor, later, rows = await store.ask("survey", cursor=self._cursor, **wanted)
+            self._cursor, later, rows = await self._service.ask_gently("survey", cursor=self._cursor, **wanted)
             calls -= 1
             yield rows
             for ino in later:
                 cursor = b""
                 while calls > 0 and cursor != b"0":
-                    cursor, rows = await store.ask("survey_file", ino=ino, cursor=cursor or b"0", **wanted)
+                    cursor, rows = await self._service.ask_gently(
+                        "survey_file", ino=ino, cursor=cursor or b"0", **wanted
+                    )
                     calls -= 1
                     yield rows
             if self._cursor == b"0":
                 return
-            await asyncio.sleep(0.01)
 
     async def _copy(self, batch: list[Copy]) -> None:
         for first in range(0, len(batch), COPIES_PER_ORDER):

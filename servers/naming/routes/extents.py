@@ -106,11 +106,11 @@ async def _page(service: Service, after: str) -> Referenced:
         inode = int(name[len(key) :])
         if not await _is_readable(service, inode):
             continue
-        rows = await service.store.command("HGETALL", name)
-        for index, blob in zip(rows[::2], rows[1::2], strict=True):
-            flat = msgpack.unpackb(blob, raw=True)
-            for i in range(0, len(flat), 5):
-                _note(found, flat[i : i + 5], inode, int(index))
+        async for rows in service.parts_of_map(name):
+            for index, blob in zip(rows[::2], rows[1::2], strict=True):
+                flat = msgpack.unpackb(blob, raw=True)
+                for i in range(0, len(flat), 5):
+                    _note(found, flat[i : i + 5], inode, int(index))
     following = "" if cursor == b"0" else f"{cursor.decode()}-{service.store.process}"
     return Referenced(extents=list(found.values()), next=following or None)
 
