@@ -19,9 +19,9 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -45,13 +45,15 @@ from servers.naming.background.repair_plan import (
 )
 from servers.naming.leadership import acting_epoch
 from servers.naming.membership import Member
-from servers.naming.service import Service
+from servers.naming.service import Service, alive
 from servers.protocol.errors import AccessDenied, DcsError, NodeFailed, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
 from servers.protocol.naming_api import pack_nodes, unpack_nodes
 from servers.protocol.placement import NodeView
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 LISTEN_SECONDS = 6.0
 """Heartbeats come every 2 s: who was not heard after this is away."""
@@ -278,7 +280,7 @@ class Repair:
             self._recounting.extend((ino, change, b"0") for ino, change in zip(some[::2], some[1::2], strict=True))
         while self._recounting and time.monotonic() < until:
             ino, change, cursor = self._recounting.popleft()
-            cursor, found = await store.ask(
+            cursor, found = await self._service.ask_gently(
                 "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
             )
             if cursor != b"0":
@@ -425,7 +427,9 @@ class Repair:
         views = {view.place: view.number for copy in batch for view in copy.sources}
         wanted = [WantedCopy(c.held.extent, c.held.length, [v.place for v in c.sources]) for c in batch]
         try:
-            done = await self._service.storage.copy(to.place, wanted, node=to.uuid, deadline_seconds=within_seconds)
+            done = await self._while_heard(
+                to, self._service.storage.copy(to.place, wanted, node=to.uuid, deadline_seconds=within_seconds)
+            )
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d does not fetch copies now: %s", to.number, error)
             self._refuse(batch, UNREACHED_SECONDS if isinstance(error, TryAgain) else REFUSED_SECONDS)
@@ -448,6 +452,17 @@ class Repair:
                 self._queue.pop(copy.held.extent)
                 if self._is_lacking(copy.held):  # Another copy is missing, too.
                     self._put(self._queue, copy.held)
+
+    async def _while_heard(self, node: NodeView, asking: Coroutine[Any, Any, T]) -> T:
+        """The node's answer; TryAgain when the node falls silent meanwhile, for which all other repair would wait."""
+        answer = asyncio.create_task(asking)
+        try:
+            while not (await asyncio.wait({answer}, timeout=LISTEN_SECONDS))[0]:
+                if node.number not in {view.number for view in alive(await self._service.nodes())}:
+                    raise TryAgain("it is not heard of any more")
+            return answer.result()
+        finally:
+            answer.cancel()
 
     async def _forget_gone(self, extents: Sequence[ExtentId]) -> set[ExtentId]:
         """Those of them that no file shows any more: rewritten or removed while they waited here."""
@@ -495,8 +510,9 @@ class Repair:
 
     async def _verify(self, view: NodeView, extents: list[ExtentId]) -> dict[ExtentId, int | None]:
         try:
-            return await self._service.storage.check(
-                view.place, extents, data=True, deadline_seconds=ORDER_SECONDS + BYTES_PER_NODE / 1e6
+            within_seconds = ORDER_SECONDS + BYTES_PER_NODE / 1e6
+            return await self._while_heard(
+                view, self._service.storage.check(view.place, extents, data=True, deadline_seconds=within_seconds)
             )
         except (TryAgain, NodeFailed, AccessDenied) as error:
             log.info("node %d cannot be asked now: %s", view.number, error)
