@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from servers.protocol.limits import LONG_SEGMENTS_MIN
+from servers.protocol.limits import LONG_SEGMENTS_MIN, VERY_LONG_SEGMENTS_MIN
 from tests.support.cluster import Cluster, Mount
 from tests.support.commands import MIB, opened
 from tests.support.processes import wait_for
@@ -56,7 +56,7 @@ def write_in_pieces(path: Path, numbers: range) -> None:
     """Each is an extent of its own, and filled with its number."""
     with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
         for n in numbers:
-            os.pwrite(descriptor, bytes([n]) * PIECE, n * PIECE)
+            os.pwrite(descriptor, bytes([n % 256]) * PIECE, n * PIECE)
             os.fdatasync(descriptor)
 
 
@@ -100,10 +100,12 @@ def test_a_randomly_written_file_is_compacted_under_its_readers(busy: Cluster, m
 
 @pytest.mark.timeout(200)
 def test_what_cannot_be_compacted_now_stops_nothing_else_and_is_not_forgotten(busy: Cluster, mount: Mount) -> None:
-    """A chunk that is asked for in more copies than there are nodes, and one with a piece that is lost."""
-    wide, lost, other = (mount.path / name for name in ("wide", "lost", "other"))
-    wide.touch()
-    os.setxattr(wide, "user.dcs.replicas", b"5")
+    """A chunk that is asked for in more copies than there are nodes, unless each write has become slow by its length;
+    and one with a piece that is lost."""
+    wide, very_wide, lost, other = (mount.path / name for name in ("wide", "very-wide", "lost", "other"))
+    for path in (wide, very_wide):
+        path.touch()
+        os.setxattr(path, "user.dcs.replicas", b"5")
     write_in_pieces(wide, range(80))
     write_in_pieces(lost, range(40))
     pieces = busy.replicas_of("/lost")
@@ -113,11 +115,14 @@ def test_what_cannot_be_compacted_now_stops_nothing_else_and_is_not_forgotten(bu
     write_in_pieces(lost, range(40, 80))
     write_in_pieces(other, range(80))
     wait_for(lambda: segments_of(busy, "other") < LONG_SEGMENTS_MIN, "what comes after them is compacted", 60)
+    write_in_pieces(very_wide, range(VERY_LONG_SEGMENTS_MIN + 10))
+    wait_for(lambda: segments_of(busy, "very-wide") < LONG_SEGMENTS_MIN, "it has the copies that there can be", 60)
     assert (segments_of(busy, "wide"), segments_of(busy, "lost")) == (80, 80)
     os.setxattr(wide, "user.dcs.replicas", b"3")
     wait_for(lambda: segments_of(busy, "wide") < LONG_SEGMENTS_MIN, "it is compacted once it can be", 60)
     lost.unlink()
     mount.remount()
+    assert very_wide.read_bytes() == b"".join(bytes([n % 256]) * PIECE for n in range(VERY_LONG_SEGMENTS_MIN + 10))
     assert wide.read_bytes() == other.read_bytes() == b"".join(bytes([n]) * PIECE for n in range(80))
 
 

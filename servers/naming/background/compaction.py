@@ -18,6 +18,7 @@ from servers.naming.service import Service, alive
 from servers.protocol.errors import DcsError, NodeFailed, Refused
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
+from servers.protocol.limits import VERY_LONG_SEGMENTS_MIN
 from servers.protocol.naming_api import NS, pack_nodes, pack_segments, unpack_segments
 from servers.protocol.placement import NodeView, choose_nodes
 
@@ -27,6 +28,7 @@ CHUNKS_PER_RUN = 16
 LATER_RUNS = 12
 """What failed is tried again after so many runs: a minute, as it is set by default."""
 STEP_SECONDS = 60.0
+COPIES_MIN = 2
 ENOENT = 2
 
 
@@ -79,11 +81,15 @@ class Compaction:
         if not runs:
             await store.ask("not_long", ino=ino, index=index)
             return
+        # Each write goes through the whole list: what is very long is not left until there are nodes for all copies.
+        copies_min = min(COPIES_MIN, replicas) if len(segments) >= VERY_LONG_SEGMENTS_MIN else replicas
         made: dict[int, tuple[ExtentId, list[NodeNumber]]] = {}
         try:
             for number, run in enumerate(runs):
                 made[number] = (await self._service.new_extent(), [])
-                await self._make(run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas)
+                await self._make(
+                    run, made[number], ino, index, seconds * NS + nanoseconds, chunk_size, replicas, copies_min
+                )
             is_done = await self._commit(ino, index, seen, len(segments), compacted(segments, made, runs), made)
         except DcsError:
             if any(nodes for _, nodes in made.values()):
@@ -105,12 +111,16 @@ class Compaction:
         mtime_ns: int,
         chunk_size: int,
         replicas: int,
+        copies_min: int,
     ) -> None:
-        """The run is one extent on as many nodes as are wanted; they are added to `made` as they have it."""
+        """The run is one extent on as many nodes as are wanted, or can be had; they are added to `made` as they have
+        it. Raises TooFewNodes and what the nodes raise."""
         extent, stored = made
         nodes = await self._service.nodes()
         places = {node.number: node.place for node in nodes if node.state == "alive"}
-        home, *others = choose_nodes(alive(nodes), replicas, run.length, self._service.chance, local=run.home)
+        able = sum(node.takes_copies and node.free_bytes > run.length for node in nodes)
+        count = min(replicas, max(able, copies_min))
+        home, *others = choose_nodes(alive(nodes), count, run.length, self._service.chance, local=run.home)
         self._written_bytes += run.length
         stored.append(home.number)
         await self._service.storage.compose(
