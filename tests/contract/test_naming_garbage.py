@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from servers.protocol.geometry import Segment
-from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_text
+from servers.protocol.ids import ExtentId, SessionNumber, extent_id, extent_text, parse_extent_text
 from servers.protocol.naming_api import operation, pack_segments, unpack_attributes
 from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster, Node
@@ -83,6 +83,22 @@ def test_what_is_committed_stays_whatever_became_of_the_session(shared_cluster: 
     assert has(node, kept)
     ops.batch([ops.make("unlink", parent=1, name=b"kept")])
     wait_for(lambda: not has(node, kept), "it is deleted with the file")
+
+
+def test_a_copy_where_no_map_looks_for_it_is_deleted_and_the_others_stay(shared_cluster: Cluster) -> None:
+    """A node that hung stores it when its writer has long since stored it elsewhere."""
+    cluster = shared_cluster
+    cluster.dcs("mkdir", "/once")
+    cluster.dcs("setrep", "1", "/once")
+    cluster.write("/once/f", b"stored")
+    (named,) = cluster.replicas_of("/once/f")
+    late = next(node for node in cluster.nodes if node.number != named.node)
+    put(cluster, late, parse_extent_text(named.extent), b"stored")
+    assert cluster.dcs_json("fsck")["surplus"] == 1
+    wait_for(lambda: named.extent not in late.extents(), "it is noticed, and deleted after its grace", 60)
+    assert named.path.exists()
+    assert cluster.dcs_json("fsck")["surplus"] == 0
+    cluster.dcs("delete", "/once/f")
 
 
 def test_deletions_wait_for_a_node_that_is_away(make_cluster: MakeCluster) -> None:

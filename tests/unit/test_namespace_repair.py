@@ -167,6 +167,25 @@ def test_what_was_to_be_deleted_may_be_copied_to_again_once_it_is_not(volume: Vo
     assert dropped(volume) == {}, "the map names it"
 
 
+def test_a_copy_that_was_stored_after_its_writer_had_given_the_node_up_is_dropped(
+    volume: Volume, session: Session
+) -> None:
+    """Not what the map names, what is being copied there, or what no file shows; nor before its grace."""
+    segment, unknown = session.segment(0, 10, nodes(1, 2, 3)), session.new_extent()
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    fetching(volume, segment.extent, 5, within_ms=60_000)
+    for node in (1, 4, 5):
+        volume.call("strays", node=node, extents=[segment.extent, unknown], grace_ms=60_000)
+    assert volume.status()["dropped"] == 1
+    assert dropped(volume) == {}
+    volume.client.zadd(f"{volume.key}:dropped", {segment.extent + pack_nodes(nodes(4)): 1})
+    volume.call("strays", node=4, extents=[segment.extent], grace_ms=60_000)
+    assert dropped(volume) == {(segment.extent, 4): pack_nodes(nodes(1, 2, 3))}
+    volume.client.hset(f"{volume.key}:volume", "held", "a test")
+    volume.call("strays", node=6, extents=[segment.extent], grace_ms=0)
+    assert volume.status()["dropped"] == 1
+
+
 def test_what_was_copied_and_came_into_no_map_is_deleted_and_then_does_not_come_into_one(
     volume: Volume, session: Session
 ) -> None:

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,6 +39,10 @@ REAPS_PER_RUN = 64
 SIGHT_EXTENTS = 512
 """Looked at in one call: Redis is held for a millisecond."""
 FORGOTTEN_PER_RUN = 10_000
+STRAY_TURNS = 16
+"""Strays are looked for among a part of the extents in each run: their chunks have to be read for it."""
+STRAYS_LOOKED_AT = 64
+"""In one call: Redis is held for a millisecond."""
 
 
 async def reap(service: Service) -> None:
@@ -175,6 +179,7 @@ class GarbageCollector:
         settings = service.settings
         self._grace_ms = int(settings.garbage_grace_seconds * 1000)
         self._brake = Brake(settings.garbage_brake_share, settings.garbage_brake_extents)
+        self._turn = 0
         self.deleted = 0
 
     async def run(self) -> None:
@@ -183,6 +188,7 @@ class GarbageCollector:
         if held:
             return
         brake = self._brake if now_ms >= brake_off_ms else None
+        self._turn = (self._turn + 1) % STRAY_TURNS
         _, _, _, _, *known = await store.ask("snapshots")
         oldest = min(known[::2], default=0)
         stopped: list[str] = []
@@ -238,8 +244,15 @@ class GarbageCollector:
             for at in range(0, len(names), SIGHT_EXTENTS):
                 rows = await self._service.ask_gently("sight", extents=names[at : at + SIGHT_EXTENTS])
                 since_ms.update({ExtentId(e): int(ms) for e, ms in zip(rows[::2], rows[1::2], strict=True)})
+            await self._note_strays(node.number, [name for name in names if name[-1] % STRAY_TURNS == self._turn])
             if after is None:
                 return held, since_ms
+
+    async def _note_strays(self, node: NodeNumber, names: Sequence[ExtentId]) -> None:
+        """Copies that the node has and no map names: it stored them when their writer had given it up."""
+        for at in range(0, len(names), STRAYS_LOOKED_AT):
+            part = names[at : at + STRAYS_LOOKED_AT]
+            await self._service.ask_gently("strays", node=node, extents=part, grace_ms=self._grace_ms)
 
     async def _delete(self, node: NodeView, due: tuple[ExtentId, ...]) -> set[ExtentId]:
         # In one step Redis looks again and sees to it that nobody commits them any more: only then they may go.

@@ -111,20 +111,17 @@ end)
 -- sight {extents} -> extent, since ms, ...: those of them that nobody needs, and since when that is known
 -- Notes it of the new ones. What somebody needs after all, by another session's commit, is no garbage any more.
 internal('sight', {}, { extents = 'list' }, function(c, a)
-  local reply, garbage, fresh = { 0 }, c.K .. ':garbage', {}
+  local reply, garbage = { 0 }, c.K .. ':garbage'
   if not c:may_delete() then return reply end
   if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
   for _, extent in ipairs(a.extents) do
     if verdict(c, extent) == GARBAGE then
       local since = call('ZSCORE', garbage, extent)
-      if not since then
-        fresh[#fresh + 1], fresh[#fresh + 2] = text(c.ms), extent
-      end
+      if not since then call('ZADD', garbage, text(c.ms), extent) end
       reply[#reply + 1] = extent
       reply[#reply + 1] = tonumber(since or c.ms)
     end
   end
-  if #fresh > 0 then call('ZADD', garbage, unpack(fresh)) end
   return reply
 end)
 

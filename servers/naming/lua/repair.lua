@@ -246,6 +246,21 @@ internal('dropped', {}, { count = 'count' }, function(c, a)
   return reply
 end)
 
+-- strays {node, extents, grace_ms} -> ; of these, which lie on the node, those that some file shows, but not there, are
+-- deleted after the grace: stored when their writer had given that node up. What is being copied there is none of them.
+internal('strays', {}, { node = 'id', extents = 'list', grace_ms = 'count' }, function(c, a)
+  if not c:may_delete() then return { 0 } end
+  if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
+  local node = struct.pack('>I2', a.node)
+  for _, extent in ipairs(a.extents) do
+    local is_there, nodes = is_shown_on(c, extent, node)
+    if nodes and not is_there and not call('ZSCORE', c.K .. ':fetching', extent .. node) then
+      call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), extent .. node)
+    end
+  end
+  return { 0 }
+end)
+
 -- dropped_done {gone, left: extent and node; retry_ms}
 internal('dropped_done', {}, { gone = 'list', left = 'list', retry_ms = 'count' }, function(c, a)
   if not texts(a.gone) or not texts(a.left) then return { EINVAL } end
