@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections.abc import Callable
 from typing import Any
 
@@ -110,18 +111,31 @@ def test_what_cannot_be_restored(kept: Volume) -> None:
     assert session.errno("restore", ino=ino, parent=1, name=b"f") == 0
 
 
-def test_what_is_not_kept(kept: Volume) -> None:
-    """Empty files, files that somebody has open, other names of a file, what is overwritten by a rename, symlinks."""
+def test_empty_files_and_symlinks_are_kept_too(kept: Volume) -> None:
+    """A directory that is restored has all its files; without them a program's sources are not what they were."""
     session = kept.session()
-    session.closed(1, b"empty")
+    empty, link = session.closed(1, b"__init__.py").ino, session.symlink(1, b"latest", b"target").ino
+    for name in (b"__init__.py", b"latest"):
+        session.unlink(1, name)
+    assert {row[1] for row in trash(kept).values()} == {b"__init__.py", b"latest"}
+    session.call("restore", ino=empty, parent=1, name=b"__init__.py")
+    session.call("restore", ino=link, parent=1, name=b"latest")
+    assert kept.attributes(link).target == b"target"
+    status = kept.status()
+    assert (status["files"], status["trash"], status["trash_bytes"]) == (2, 0, 0)
+
+
+def test_what_is_not_kept(kept: Volume) -> None:
+    """Files that somebody has open, other names of a file, what is overwritten by a rename, special files."""
+    session = kept.session()
     opened = write(session, b"open")
     session.call("open", ino=opened, chunks=0)
     linked = write(session, b"linked")
     session.link(linked, 1, b"second")
     write(session, b"old")
     write(session, b"new")
-    session.symlink(1, b"sym", b"target")
-    for name in (b"empty", b"open", b"linked", b"sym"):
+    session.mknod(1, b"fifo", stat.S_IFIFO | 0o644)
+    for name in (b"open", b"linked", b"fifo"):
         session.unlink(1, name)
     session.rename(1, b"new", 1, b"old")
     assert trash(kept) == {}

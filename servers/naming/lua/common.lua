@@ -259,7 +259,7 @@ end
 function Call:discard(ino, parent, name)
   local inode = self.inodes[ino]
   local is_directory = is(inode[MODE], S_IFDIR)
-  if inode[NLINK] > 0 or not (is_directory or (is(inode[MODE], S_IFREG) and inode[SIZE] > 0)) then return end
+  if inode[NLINK] > 0 or not (is_directory or is(inode[MODE], S_IFREG) or is(inode[MODE], S_IFLNK)) then return end
   local keep_ms = self:setting('trash_ms') or 0
   if keep_ms == 0 or call('EXISTS', self:key('o', ino)) == 1 then return end
   local trash = self.K .. ':trash'

@@ -72,7 +72,7 @@ end
 -- restore {ino, parent, name} -> attributes, the parent's; the removed file has this name now
 mutation('restore', {}, { ino = 'ino', parent = 'ino', name = 'bytes' }, function(c, a)
   local inode = c:inode(a.ino)
-  if not inode or inode[NLINK] ~= 0 or not is(inode[MODE], S_IFREG) or not c:is_in_trash(a.ino) then return ENOENT end
+  if not inode or inode[NLINK] ~= 0 or is(inode[MODE], S_IFDIR) or not c:is_in_trash(a.ino) then return ENOENT end
   local directory, problem = room_for(c, a.parent, a.name)
   if not directory then return problem end
   c:out_of_trash(text(a.ino))
