@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import msgpack
 from prometheus_client.core import Metric
 
+from servers.naming.copies import survey_of, under_replicated
 from servers.naming.service import Service
 from servers.protocol.errors import DcsError
 from servers.protocol.metrics import counter, counters, gauge, gauges, request_families
@@ -40,15 +40,15 @@ async def naming_metrics(service: Service) -> list[Metric]:
         states = Counter[str](node.state for node in await service.nodes())
     except DcsError:
         return families
-    return families + _volume_metrics({name.decode(): value for name, value in held.items()}, states)
+    return families + _volume_metrics(held, states)
 
 
 def _is_up(service: Service) -> bool:
     return service.store.connected and service.store.fault is None
 
 
-def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Metric]:
-    repair: dict[str, Any] = msgpack.unpackb(v["survey"]) if v["survey"] else {}  # Any: what msgpack gives.
+def _volume_metrics(held: Mapping[bytes, Any], states: Mapping[str, int]) -> list[Metric]:  # Any: what msgpack gives.
+    v, repair = {name.decode(): value for name, value in held.items()}, survey_of(held)
     return [
         gauges("dcs_nodes", "Storage nodes by state.", "state", {state: states.get(state, 0) for state in NODE_STATES}),
         gauge("dcs_volume_safe_mode", "1 while the volume is read-only because metadata is missing.", bool(v["safe"])),
@@ -60,7 +60,7 @@ def _volume_metrics(v: Mapping[str, Any], states: Mapping[str, int]) -> list[Met
         gauge("dcs_volume_extents", "Extents that files show.", v["extents"]),
         gauges(
             "dcs_volume_extents_in_danger", "Extents with too few copies, and replicas damaged or missing.", "kind",
-            {"under_replicated": v["under_replicated"], "damaged_replicas": v["damaged"]},
+            {"under_replicated": under_replicated(held), "damaged_replicas": v["damaged"]},
         ),
         gauges(
             "dcs_volume_repair_queue_extents", "Extents to be healed, by the good copies left.", "good_copies",

@@ -244,6 +244,14 @@ def test_a_node_that_is_ten_points_too_full_gives_to_those_below_the_mean() -> N
     assert surplus_bytes(seen([fill(1, 0.8), fill(2, 0.2), fill(3, 0.2, state="suspect")])) == {}
 
 
+def test_rebalance_brings_no_copy_where_one_is_said_to_be_damaged() -> None:
+    """Repair would take the new one for that."""
+    outlook = seen([fill(1, 0.8), fill(2, 0.5), fill(3, 0.5), fill(4, 0.2)])
+    hurt, surplus = {(EXTENT, NodeNumber(4))}, surplus_bytes(outlook)
+    assert rebalance_step(held(1, 2, 3), outlook, (), surplus, random.Random(1)) is not None
+    assert rebalance_step(held(1, 2, 3), outlook, hurt, surplus, random.Random(1)) is None
+
+
 @given(clusters(), extents, wounds)
 def test_what_rebalance_brings_repair_does_not_take_back(members: list[Member], held: Held, damaged: set[int]) -> None:
     outlook, bad = seen(members), {(EXTENT, NodeNumber(n)) for n in damaged}

@@ -8,8 +8,9 @@ import time
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from servers.naming.copies import survey_of, under_replicated
 from servers.naming.node_facts import read_facts
-from servers.naming.routes.nodes import Node, node_rows, survey_of
+from servers.naming.routes.nodes import Node, node_rows
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.placement import cluster_space
@@ -108,7 +109,7 @@ def cluster_routes(service: Service) -> APIRouter:
             nodes=node_rows(members, known, survey), volume=v["uuid"].decode(), redis="ok",
             safe_mode=bool(v["safe"]), safe_because=v["safe"].decode(), deletions_held=v["held"].decode(),
             garbage_brake=v["brake"].decode(),
-            under_replicated=max(v["under_replicated"], survey.get("under_replicated", 0)),
+            under_replicated=under_replicated(held),
             missing=survey.get("missing", 0),
             repair=RepairState(
                 recounting=v["recounting"], dropped=v["dropped"],

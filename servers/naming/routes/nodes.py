@@ -6,10 +6,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-import msgpack
 from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel, Field
 
+from servers.naming.copies import survey_of
 from servers.naming.membership import CALM_SECONDS, Member
 from servers.naming.node_facts import UINT, DiskFacts, Known, NodeFacts, read_facts
 from servers.naming.routes.refusals import refusals
@@ -171,11 +171,6 @@ async def _set_draining(service: Service, node: int, wish: bool) -> None:
 
 def _no_such(node: int) -> HTTPException:
     return HTTPException(404, f"there is no node {node}: `dcs nodes` shows those that there are")
-
-
-def survey_of(held: dict[bytes, Any]) -> dict[str, Any]:  # Any: what msgpack gives.
-    """What the naming server that leads has found out of the replicas; see background/repair.py."""
-    return msgpack.unpackb(held[b"survey"]) if held[b"survey"] else {}
 
 
 def _is_drained(member: Member, survey: dict[str, Any]) -> bool:
