@@ -25,6 +25,7 @@ from fusefs.chunks.limits import Limits
 from fusefs.chunks.replicas import Replicas
 from fusefs.metadata.client import MetadataClient
 from fusefs.metadata.session import Session
+from fusefs.mount_facts import mount_facts
 from fusefs.operations import Operations
 from fusefs.quick_lock import QuickLock
 from fusefs.settings import READ_AHEAD_KIB, MountSettings
@@ -117,6 +118,7 @@ async def _run(settings: MountSettings, ready: Callable[[], None]) -> int:
         )  # fmt: skip
         filesystem = Filesystem(settings, nursery, metadata, session, extents, replicas)
         requests = Requests()
+        session.telling = lambda: mount_facts(requests, filesystem.statistics())
         _mount(Operations(filesystem, requests), settings)
         filesystem.files.on_moved = _page_dropper(nursery)
         filesystem.files.on_stale_attributes = _drop_attributes

@@ -64,6 +64,8 @@ class Session:
         self._failures = 0
         """How often another session could not be opened."""
         self.sessions_lost = 0
+        self.telling: Callable[[], bytes] = bytes
+        """What the naming server is told of this mount with each renewal: see `fusefs.mount_facts`."""
         self.facts = Facts("", 0, 0)
 
     async def open(self) -> None:
@@ -117,7 +119,9 @@ class Session:
             session = self._metadata.session
             try:
                 try:
-                    (facts,) = await self._metadata.ask_in(session, METADATA_DEADLINE_SECONDS, "session_renew")
+                    (facts,) = await self._metadata.ask_in(
+                        session, METADATA_DEADLINE_SECONDS, "session_renew", told=self.telling()
+                    )
                     self._expect_the_same(facts)
                     self._learn(facts)
                 except SessionLost:

@@ -1,4 +1,4 @@
-"""A naming server's figures in a few words: functions of what it tells of itself."""
+"""Figures in a few words: functions of what servers and mounts tell of themselves."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def _within(bound_ms: int | None) -> str:
 
 def errors_in_words(errors: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items()) if count) or "none"
+
+
+def share_in_words(some: int, others: int) -> str:
+    """Of all of both, how many were the first."""
+    return f"{some / (some + others):.0%}" if some + others else "-"

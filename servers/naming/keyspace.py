@@ -30,7 +30,7 @@ Redis Cluster that moves the slot lets no function see half a volume.
                                                                             with every chunk that shows them
                                                                             (of a map put aside: perhaps)
     :sessions               zset    session by end of lease, ms             0: over, and being forgotten
-    :s:SESSION              hash    host, what, opened_s
+    :s:SESSION              hash    host, what, opened_s, told              told: see mount_facts.py
     :so:SESSION             set     inodes it has open
     :op:SESSION             hash    n modulo 1,024 -> n, reply              of the last mutation with that slot
     :orphans                zset    inode without a name, by due ms         nlink is 0, or it is a stub

@@ -21,10 +21,10 @@ async def naming_metrics(service: Service) -> list[Metric]:
     """Those of the volume are left out while Redis does not answer; `dcs_naming_redis_up` is 0 then."""
     families = [
         *request_families("dcs_naming_request", service.requests), *request_families("dcs_naming_job", service.jobs),
+        *request_families("dcs_naming_operation", service.store.operations),
     ]  # fmt: skip
     calls = service.store.statistics()
     families += [
-        counters("dcs_naming_operations", "Calls of functions in Redis, by verb.", "verb", service.store.calls_by_verb),
         counters("dcs_naming_errors", "What kept this server from its work, by kind.", "kind", service.errors()),
         counter("dcs_naming_redis_retries", "Calls sent again because the connection broke.", calls["retries"]),
         gauge("dcs_naming_redis_calls_under_way", "Calls that wait for Redis.", calls["under_way"]),

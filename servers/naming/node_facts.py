@@ -30,6 +30,14 @@ class DiskFacts(BaseModel):
     scrub_late: bool
 
 
+class RequestFigures(BaseModel):
+    verb: str = Field(max_length=100)
+    count: UINT
+    failures: UINT
+    half_ms: UINT | None = Field(description="half of them took so long at most; null: longer than any bound")
+    most_ms: UINT | None = Field(description="99 in 100 did")
+
+
 class NodeFacts(BaseModel):
     start: str = Field("", max_length=64, description="another one for each start of the node; empty: nothing is said")
     held: str = Field("", max_length=64, description="a digest of the extents it has")
@@ -37,6 +45,10 @@ class NodeFacts(BaseModel):
     ended: bool = Field(False, description="its last word: all that it has is on stable storage")
     store_ms: UINT = Field(0, description="what a store took lately")
     disks: list[DiskFacts] = Field([], max_length=DISKS_MAX)
+    stored_bytes: UINT = Field(0, description="since the node's start, as are all below")
+    read_bytes: UINT = 0
+    errors: dict[str, UINT] = Field({}, max_length=64, description="by kind: see deploy/metrics.md")
+    requests: list[RequestFigures] = Field([], max_length=64, description="the slowest")
 
 
 def no_facts() -> NodeFacts:

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
@@ -47,6 +48,7 @@ from servers.naming.settings import NamingSettings
 from servers.protocol.errors import DcsError, Refused, TryAgain, Unavailable
 from servers.protocol.geometry import is_chunk_size
 from servers.protocol.naming_api import Operation, pack_arguments
+from servers.protocol.requests import Requests
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +120,8 @@ class RedisStore:
         self._safe: bytes | None = None
         self._under_way = 0
         self._calls = 0
-        self.calls_by_verb: Counter[str] = Counter()
+        self.operations = Requests()
+        """Calls of functions, from when they were asked for to the reply. Who asks `ask_together` counts them."""
         self._retries = 0
         self.errors = Counter[str](dict.fromkeys(("overload", "redis_error", "redis_full", "redis_timeout"), 0))
         """By kind: of calls, and each beginning of a time when the volume could not be worked with."""
@@ -176,6 +179,7 @@ class RedisStore:
         seconds = self.deadline_seconds if seconds is None else min(seconds, self.deadline_seconds)
         self._under_way += 1
         self._calls += 1
+        began, is_answered = time.monotonic(), False
         try:
             async with asyncio.timeout(seconds):
                 while True:
@@ -183,7 +187,9 @@ class RedisStore:
                         await self._connected.wait()
                     try:
                         asker = connection if verb in self._library.reads else self._changes or connection
-                        return cast(bytes, await asker.send(*self._command(verb, session, n, arguments)))
+                        reply = cast(bytes, await asker.send(*self._command(verb, session, n, arguments)))
+                        is_answered = True
+                        return reply
                     except TryAgain:
                         was_sent = True
                         self._retries += 1
@@ -198,6 +204,7 @@ class RedisStore:
             raise Unavailable(f"Redis did not answer within {seconds:g} s{why}") from self.fault
         finally:
             self._under_way -= 1
+            self.operations.observe(verb, time.monotonic() - began, failed=not is_answered)
 
     def ask_together(self, session: int, operations: Sequence[Operation]) -> Asked | None:
         """Operations on their way to Redis, to be waited for with a deadline; None when they cannot be sent just now.
@@ -214,7 +221,6 @@ class RedisStore:
         return asker.ask([self._command(o.verb, session, o.n, o.arguments) for o in operations])
 
     def _command(self, verb: str, session: int, n: int, arguments: bytes) -> tuple[bytes, ...]:
-        self.calls_by_verb[verb] += 1
         function = self._names.get(verb) or self._names.setdefault(verb, self._library.function(verb))
         return (b"FCALL", function, b"1", self._key, b"%d" % session, b"%d" % n, arguments, self._uuid)
 

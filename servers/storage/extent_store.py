@@ -505,6 +505,12 @@ class ExtentStore:
         with self._lock:
             return {**asdict(self._counters), "unsynced": len(self._unsynced), "open_files": len(self._cache)}
 
+    def errors(self) -> dict[str, int]:
+        """What went wrong with the disks, by kind. Does not block."""
+        with self._lock:
+            counts = self._counters
+            return {"damage": counts.damaged, "read": counts.read_errors, "sync": counts.sync_failures}
+
 
 def _checked_header(header: ExtentHeader | None, body: Buffer) -> ExtentHeader:
     """The header with the sums of the body. Raises BadBody when the writer's sums are others."""

@@ -11,13 +11,14 @@ import json
 import logging
 import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from servers.client.http import Transport
 from servers.protocol.errors import AccessDenied, TryAgain
+from servers.protocol.requests import Figures
 
 REGISTER_PATH = "/register_storage"
 HEARTBEAT_SECONDS = 2.0
@@ -76,6 +77,13 @@ class Report:
     store_ms: int = 0
     """What a store took lately, smoothed."""
     disks: tuple[DiskReport, ...] = ()
+    stored_bytes: int = 0
+    """Since this start, as are all below."""
+    read_bytes: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)
+    """By kind."""
+    requests: Sequence[Figures] = ()
+    """The slowest."""
 
 
 class NotOurVolume(TryAgain):

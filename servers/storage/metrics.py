@@ -21,7 +21,7 @@ def node_metrics(node: StorageNode) -> Iterator[Metric]:
     )  # fmt: skip
     yield counters(
         "dcs_node_errors", "What went wrong with the disks, by kind.", "kind",
-        {"damage": counts["damaged"], "read": counts["read_errors"], "sync": counts["sync_failures"]},
+        node.store.errors(),
     )  # fmt: skip
     yield counter("dcs_node_lost_replicas", "Replicas that went away or bad without an order.", node.lost_replicas())
     yield gauge("dcs_node_condemned_bytes", "Deleted, and kept while there is room.", node.disks.condemned_bytes())

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from servers.client.asyncio_transport import AsyncioTransport
 from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
-from servers.protocol.requests import Requests
+from servers.protocol.requests import FIGURES_TOLD, Requests, figures
 from servers.serving.access import Secret
 from servers.serving.memory import MemoryBudget
 from servers.storage.compose import Composer
@@ -161,7 +161,7 @@ class StorageNode:
                         logger.warning("what is condemned cannot be purged now: %s", error)
 
     def report(self) -> Report:
-        space, held = self.disks.space(), self.disks.held()
+        space, held, counts = self.disks.space(), self.disks.held(), self.store.statistics()
         return Report(
             uuid=self.uuid,
             address=self._settings.advertise or reachable_address(self._bound, self._naming),
@@ -177,6 +177,10 @@ class StorageNode:
             lost=self.lost_replicas(),
             store_ms=round(self.store.store_seconds * 1000),
             disks=tuple(self._disk_report(disk) for disk in self.disks),
+            stored_bytes=counts["put_bytes"],
+            read_bytes=counts["get_bytes"],
+            errors=self.store.errors(),
+            requests=figures(self.requests)[:FIGURES_TOLD],
         )
 
     def lost_replicas(self) -> int:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -83,7 +84,9 @@ def test_the_naming_server_tells_of_the_volume(cluster: Cluster, mount: Mount) -
     told = scrape(cluster.address)
     assert told("dcs_naming_request_seconds_count", verb="ops_batch") >= 1
     assert told("dcs_naming_request_seconds_count", verb="POST /register_storage") >= 3
-    assert told("dcs_naming_operations_total", verb="commit") == 1
+    assert told("dcs_naming_operation_seconds_count", verb="commit") == 1
+    assert told("dcs_naming_operation_failures_total", verb="commit") == 0
+    assert "commit" in {row["verb"] for row in cluster.dcs_json("status")["requests"]}
     assert told("dcs_naming_job_seconds_count", verb="expiry") >= 1
     assert told("dcs_naming_redis_up") == 1
     assert told("dcs_nodes", state="alive") == 3
@@ -147,6 +150,31 @@ def test_the_naming_server_counts_what_keeps_it_from_its_work(cluster: Cluster, 
     told = {kind: count for kind, count in cluster.dcs_json("status")["errors"].items() if count}
     assert told.items() >= {"redis_timeout": 1, "foreign_node": 1}.items()
     assert b"1 foreign_node, 1 redis_timeout" in cluster.dcs("status").stdout
+
+
+def test_dcs_status_tells_what_mounts_and_nodes_count(cluster: Cluster, mount: Mount) -> None:
+    """As they said last: a mount when it renews its lease, a node with each heartbeat. Gone with the mount."""
+
+    def mounts() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = cluster.dcs_json("status")["mounts"]
+        return found
+
+    wait_for(lambda: [m for m in mounts() if m["fetched_bytes"]], "the mount has told what it did", 30)
+    (told,) = mounts()
+    assert told["what"] == f"mount of {mount.path}"
+    assert (told["fetched_bytes"], told["lost_bytes"], told["failures"]) == (100_000, 0, 0)
+    assert told["cache_hits"] + told["cache_misses"] >= 1
+    assert told["requests"][0]["count"] >= 1
+    node = cluster.dcs_json("nodes")[0]
+    assert node["stored_bytes"] == 100_000
+    assert node["errors"] == {"damage": 0, "read": 0, "sync": 0}
+    assert {"put", "get"} & {row["verb"] for row in node["requests"]}
+    words = cluster.dcs("status").stdout.decode()
+    assert str(mount.path) in words
+    assert "cache hits" in words
+    mount.unmount()
+    assert mounts() == []
+    mount.start()
 
 
 def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> None:

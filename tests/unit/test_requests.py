@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import inf
 
-from servers.admin.figures import errors_in_words, requests_in_words
+from servers.admin.figures import errors_in_words, requests_in_words, share_in_words
 from servers.protocol.requests import Requests
 
 
@@ -28,3 +28,4 @@ def test_the_slowest_requests_and_the_errors_are_told_in_words() -> None:
     )
     assert requests_in_words([quick] * 9).count("ops_batch") == 4
     assert errors_in_words({"redis_full": 2, "overload": 1, "redis_away": 0}) == "1 overload, 2 redis_full"
+    assert (share_in_words(3, 1), share_in_words(0, 0)) == ("75%", "-")

@@ -15,7 +15,7 @@ from servers.admin.commands.options import Json, Name, Watch, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.errors import one_line
 from servers.admin.explain import explain as explain_file
-from servers.admin.figures import errors_in_words, requests_in_words
+from servers.admin.figures import errors_in_words, requests_in_words, share_in_words
 from servers.admin.fsck import Finding, Findings
 from servers.admin.fsck import fsck as check_volume
 from servers.admin.output import human_bytes, print_facts, print_json, print_table
@@ -52,6 +52,9 @@ def status(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None
         print_facts(_facts(found))
         typer.echo()
         _print_nodes(found["nodes"])
+        if found["mounts"]:
+            typer.echo()
+            _print_mounts(found["mounts"])
 
     show_again(show, watch=watch)
 
@@ -110,18 +113,35 @@ def nodes(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:
 
 
 def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
-    headings = ("node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store",
-                "rack", "uuid")  # fmt: skip
+    headings = ("node", "address", "state", "used", "free", "total", "disks", "replicas", "disk errors", "scrubbed",
+                "store", "stored", "read", "errors", "rack", "uuid", "slowest requests")  # fmt: skip
     cells = (
         (
             row["id"], row["address"], _state(row), human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
             human_bytes(row["total_bytes"]), disk_states(row["disks"]), sum(disk["replicas"] for disk in row["disks"]),
             sum(disk["errors"] for disk in row["disks"]), scrubbed(row["disks"], time.time()), f"{row['store_ms']} ms",
-            row["rack"] or "-", row["uuid"],
+            human_bytes(row["stored_bytes"]), human_bytes(row["read_bytes"]), errors_in_words(row["errors"]),
+            row["rack"] or "-", row["uuid"], requests_in_words(row["requests"][:1]),
         )
         for row in rows
     )  # fmt: skip
-    print_table(headings, cells, numbers=("node", "used", "free", "total", "replicas", "errors", "scrubbed", "store"))
+    numbers = ("node", "used", "free", "total", "replicas", "disk errors", "scrubbed", "store", "stored", "read")
+    print_table(headings, cells, numbers=numbers)
+
+
+def _print_mounts(rows: Iterable[dict[str, Any]]) -> None:
+    headings = ("mount", "host", "stored", "fetched", "cache hits", "unwritten", "open", "lost", "errors",
+                "slowest requests")  # fmt: skip
+    cells = (
+        (
+            row["what"].removeprefix("mount of "), row["host"], human_bytes(row["stored_bytes"]),
+            human_bytes(row["fetched_bytes"]), share_in_words(row["cache_hits"], row["cache_misses"]),
+            human_bytes(row["dirty_bytes"]), row["open_files"], human_bytes(row["lost_bytes"]), row["failures"],
+            requests_in_words(row["requests"][:2]),
+        )
+        for row in rows
+    )  # fmt: skip
+    print_table(headings, cells, numbers=headings[2:9])
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -139,6 +159,8 @@ def _repair(r: dict[str, Any]) -> str:
     said += [f"{left} extents left on draining node {node}" for node, left in r["draining"].items() if left]
     if r["paused"]:
         said.append("many nodes vanished together: only last copies are copied for now")
+    if r["surveying"]:
+        said.append("all files are being looked at, and there may be more")
     return "; ".join(said) or "nothing to do"
 
 

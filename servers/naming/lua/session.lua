@@ -1,6 +1,7 @@
 -- Sessions: a client's lease, its open files and the results of its operations.
 
 local SESSION_FACT_BYTES_MAX = 255
+local TOLD_BYTES_MAX = 4096
 
 local function facts(c)
   local v = call('HMGET', c.K .. ':volume', 'uuid', 'chunk_size', 'replicas', 'seq', 'safe', 'lease_ms')
@@ -19,11 +20,22 @@ internal('session_open', {}, { host = 'bytes', what = 'bytes' }, function(c, a)
   return { 0, session, facts(c) }
 end)
 
--- session_renew {} -> facts of the volume
-internal('session_renew', {}, {}, function(c)
+-- session_renew {told?} -> facts of the volume; what the client counts, for whoever asks how the cluster is
+internal('session_renew', {}, { told = 'bytes?' }, function(c, a)
   if not c:is_alive(c.session) then return { SESSION_LOST } end
+  if a.told and #a.told <= TOLD_BYTES_MAX then call('HSET', c.K .. ':s:' .. c.session, 'told', a.told) end
   call('ZADD', c.K .. ':sessions', text(c.ms + c:setting('lease_ms')), c.session)
   return { 0, facts(c) }
+end)
+
+-- sessions {count} -> session, host, what, what it told last, ...: those that told anything
+read('sessions', { count = 'count' }, function(c, a)
+  local reply = { 0 }
+  for _, session in ipairs(call('ZRANGEBYSCORE', c.K .. ':sessions', text(c.ms), '+inf', 'LIMIT', 0, text(a.count))) do
+    local s, n = call('HMGET', c.K .. ':s:' .. session, 'host', 'what', 'told'), #reply
+    if s[3] then reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4] = tonumber(session), s[1], s[2], s[3] end
+  end
+  return reply
 end)
 
 -- Forgets the session, as far as one call may go. Returns whether nothing is left of it.

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import asdict
 
 from fastapi import APIRouter
 from pydantic import BaseModel
 
 from servers.naming.copies import survey_of, under_replicated
-from servers.naming.node_facts import read_facts
+from servers.naming.mount_facts import MOUNTS_TOLD_MAX, Mount, mount_rows
+from servers.naming.node_facts import RequestFigures, read_facts
 from servers.naming.routes.nodes import Node, node_rows
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.placement import cluster_space
-from servers.protocol.requests import Requests
+from servers.protocol.requests import figures
 
 
 class RepairState(BaseModel):
@@ -37,18 +38,10 @@ class RepairState(BaseModel):
     """Counted by the naming server that leads since it started."""
 
 
-class RequestFigures(BaseModel):
-    verb: str
-    count: int
-    failures: int
-    half_ms: int | None
-    """Half of them took so long at most; null: longer than any bound."""
-    most_ms: int | None
-    """99 in 100 did."""
-
-
 class Status(BaseModel):
     nodes: list[Node]
+    mounts: list[Mount]
+    """As they said of themselves last, some ten seconds ago."""
     volume: str
     redis: str
     safe_mode: bool
@@ -90,7 +83,7 @@ class Status(BaseModel):
     up_seconds: int
     """Of the naming server that answers this, as are the next two."""
     requests: list[RequestFigures]
-    """Since then, the slowest first."""
+    """Since then, the slowest first: requests over HTTP, and operations on the metadata."""
     errors: dict[str, int]
     """Since then, by kind: see deploy/metrics.md."""
 
@@ -106,7 +99,9 @@ def cluster_routes(service: Service) -> APIRouter:
         v = {name.decode(): value for name, value in held.items()}
         space, survey = cluster_space([member.view for member in members]), survey_of(held)
         return Status(
-            nodes=node_rows(members, known, survey), volume=v["uuid"].decode(), redis="ok",
+            nodes=node_rows(members, known, survey),
+            mounts=mount_rows(await store.ask("sessions", count=MOUNTS_TOLD_MAX)),
+            volume=v["uuid"].decode(), redis="ok",
             safe_mode=bool(v["safe"]), safe_because=v["safe"].decode(), deletions_held=v["held"].decode(),
             garbage_brake=v["brake"].decode(),
             under_replicated=under_replicated(held),
@@ -118,7 +113,8 @@ def cluster_routes(service: Service) -> APIRouter:
             total_bytes=space.total_bytes // v["replicas"], free_bytes=space.free_bytes // v["replicas"],
             changes=v["seq"], changes_stored=v["stored_seq"], snapshot_age_seconds=v["snapshot_age_s"],
             chunk_size=v["chunk_size"], replication_factor=v["replicas"],
-            up_seconds=int(time.monotonic() - service.started_at), requests=_figures(service.requests),
+            up_seconds=int(time.monotonic() - service.started_at),
+            requests=[RequestFigures(**asdict(one)) for one in figures(service.requests, store.operations)],
             errors=service.errors(),
             **{name: v[name] for name in (
                 "files", "directories", "extents", "bytes", "sessions", "damaged",
@@ -127,18 +123,3 @@ def cluster_routes(service: Service) -> APIRouter:
         )  # fmt: skip
 
     return routes
-
-
-def _figures(requests: Requests) -> list[RequestFigures]:
-    slowest = sorted(requests.verbs.items(), key=lambda row: (row[1].seconds_of(0.99), row[1].seconds), reverse=True)
-    return [
-        RequestFigures(
-            verb=verb, count=one.count, failures=one.failures, half_ms=_ms(one.seconds_of(0.5)),
-            most_ms=_ms(one.seconds_of(0.99)),
-        )
-        for verb, one in slowest
-    ]  # fmt: skip
-
-
-def _ms(seconds: float) -> int | None:
-    return None if math.isinf(seconds) else round(seconds * 1000)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from servers.naming.copies import survey_of
 from servers.naming.membership import CALM_SECONDS, Member
-from servers.naming.node_facts import UINT, DiskFacts, Known, NodeFacts, read_facts
+from servers.naming.node_facts import UINT, DiskFacts, Known, NodeFacts, RequestFigures, read_facts
 from servers.naming.routes.refusals import refusals
 from servers.naming.service import Service
 from servers.protocol.errors import Refused
@@ -73,6 +73,12 @@ class Node(BaseModel):
     store_ms: int
     """What a store took lately."""
     disks: list[DiskFacts]
+    stored_bytes: int
+    """Since the node's start, as are all below."""
+    read_bytes: int
+    errors: dict[str, int]
+    requests: list[RequestFigures]
+    """The slowest."""
 
 
 class Nodes(BaseModel):
@@ -189,7 +195,10 @@ def node_rows(members: Iterable[Member], known: Mapping[NodeNumber, Known], surv
                 **vars(view),
                 drained=_is_drained(member, survey),
                 in_doubt=row.in_doubt,
-                disks=row.facts.disks,
+                **{
+                    name: getattr(row.facts, name)
+                    for name in ("disks", "stored_bytes", "read_bytes", "errors", "requests")
+                },
             )
         )
     return rows

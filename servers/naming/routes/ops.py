@@ -61,7 +61,8 @@ class _Batch:
         self._loop = asyncio.get_running_loop()
         self._store, self._session, self._operations, self._asked = store, session, operations, asked
         self.answer = Deferred()
-        self._end_at = self._loop.time() + seconds
+        self._began_at = self._loop.time()
+        self._end_at = self._began_at + seconds
         self._timer = self._loop.call_at(self._end_at, self._time_is_over)
         self._again: asyncio.Task[None] | None = None
         asked.then(self._came)
@@ -70,6 +71,10 @@ class _Batch:
         if self.answer.is_set:
             return
         replies = self._replies()
+        took = self._loop.time() - self._began_at
+        for operation, reply in zip(self._operations, replies, strict=True):
+            if reply is not None:  # The others are counted where they are asked again.
+                self._store.operations.observe(operation.verb, took, failed=False)
         if None not in replies:
             self._timer.cancel()
             self.answer.set(_reply(replies))
