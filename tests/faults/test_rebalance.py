@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.cluster import Cluster, Node
 from tests.support.commands import MIB, sha256_of, write_pattern
+from tests.support.copies_watch import CopiesWatch
 from tests.support.processes import wait_for
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount small disks")
@@ -39,7 +40,8 @@ def test_a_node_that_is_added_to_full_ones_gets_its_share(full: Cluster) -> None
     digests = {
         f"f{number}": write_pattern(mount.path / f"f{number}", FILE_BYTES, seed=number) for number in range(FILES)
     }
-    added = full.add_node()
+    for name in digests:
+        full.all_replicas_of(f"/{name}")
     mean = 3 * FILES * FILE_BYTES / 4
 
     def is_even() -> bool:
@@ -49,9 +51,11 @@ def test_a_node_that_is_added_to_full_ones_gets_its_share(full: Cluster) -> None
         held = [node.extents() for node in full.nodes]
         return [sum(extent in some for some in held) for extent in set[str]().union(*held)]
 
-    wait_for(is_even, "the others have given", 120)
-    assert held_bytes(added) > 0.5 * mean
-    wait_for(lambda: copies() == [3] * FILES * (FILE_BYTES // MIB), "surplus copies are gone, and no other", 60)
+    with CopiesWatch(full, asked=3):
+        added = full.add_node()
+        wait_for(is_even, "the others have given", 120)
+        assert held_bytes(added) > 0.5 * mean
+        wait_for(lambda: copies() == [3] * FILES * (FILE_BYTES // MIB), "surplus copies are gone, and no other", 60)
     mount.remount()
     for name, digest in digests.items():
         assert sha256_of(mount.path / name) == digest

@@ -21,6 +21,7 @@ import pytest
 from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster, Mount, Node
 from tests.support.commands import MIB
+from tests.support.copies_watch import CopiesWatch
 from tests.support.fault_table import note_stall
 from tests.support.processes import wait_for
 
@@ -169,13 +170,16 @@ def test_a_node_that_dies_under_load_is_healed_in_time(four: Cluster, mount: Mou
 def test_a_node_is_drained_while_files_are_written_and_another_dies(
     four: Cluster, mount: Mount, writer: Writer
 ) -> None:
-    """Everything of the first is elsewhere before it may be switched off, and nothing is lost with the second."""
+    """Everything of the first is elsewhere before it may be switched off, and nothing is lost with the second: of each
+    extent there are three good copies all the while, and two without the second."""
     wait_for(lambda: len(writer.sums) >= 50 or writer.problem, "files are written", 120)
     leaving, dying = random.sample(four.nodes, 2)
-    four.dcs("drain", str(leaving.number), "--wait", seconds=200)
-    dying.kill()
-    four.wait_state(dying, "dead")
-    writer.finish()
+    with CopiesWatch(four, asked=3) as watch:
+        four.dcs("drain", str(leaving.number), "--wait", seconds=200)
+        watch.lose(dying)
+        dying.kill()
+        four.wait_state(dying, "dead")
+        writer.finish()
     mount.remount()
     writer.check()
     dying.start()
