@@ -28,6 +28,8 @@ from tests.support.processes import wait_for
 WRITERS = 4
 FILES = int(os.environ.get("DCS_TEST_REPAIR_FILES", "300"))
 ROUNDS = int(os.environ.get("DCS_TEST_REPAIR_ROUNDS", "1"))
+ROTTEN_EXTENTS = 9
+ROTTEN_BYTES = 64 * 1024
 HEALED_SECONDS = 120.0
 HEALED_SECONDS_MAX = 3 * HEALED_SECONDS
 """For some of many rounds, on a machine on which others are at work too."""
@@ -236,6 +238,40 @@ def test_files_are_brought_to_the_number_of_copies_that_is_asked_for(four: Clust
     four.wait_whole("/asked/before", 1)
     assert len((directory / "before").read_bytes()) == 2 * MIB
     assert four.dcs_json("explain", "/asked/before")["replicas_good"] == 1
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.fault("S10")
+def test_of_too_many_copies_the_rotten_one_goes(four: Cluster) -> None:
+    """Nobody knew that it is rotten: a surplus copy goes only once those that stay were read. All good ones stay."""
+    four.wait_alive(4)
+    data = os.urandom(ROTTEN_EXTENTS * ROTTEN_BYTES)
+    four.write("/too-many", data, "--chunk-size", str(ROTTEN_BYTES))
+    replicas = four.all_replicas_of("/too-many")
+    content = {r.extent: data[r.chunk * ROTTEN_BYTES :][: r.length] for r in replicas}
+    assert len(content) == ROTTEN_EXTENTS
+    # In turn the first, second and third copy of each: whichever is chosen unread is mostly a good one.
+    of_extent = [sorted((r for r in replicas if r.extent == e), key=lambda r: r.node) for e in content]
+    rotten = [copies[number % 3] for number, copies in enumerate(of_extent)]
+    for replica in rotten:
+        four.corrupt_chunk_on_disk(replica, at=ROTTEN_BYTES // 2)
+
+    def is_good(path: Path) -> bool:
+        try:
+            return path.read_bytes().startswith(content[path.name])
+        except FileNotFoundError:
+            return False
+
+    def held() -> list[list[bool]]:
+        """Of each extent those on the disks, and whether they are good."""
+        return [[is_good(path) for node in four.nodes if (path := node.path_of(extent))] for extent in content]
+
+    with CopiesWatch(four, 2, lambda path: path.name not in content or is_good(path)):
+        four.dcs("setrep", "2", "/too-many")
+        wait_for(lambda: all(len(copies) == 2 for copies in held()), "two copies are left", 60)
+    assert held() == [[True, True]] * ROTTEN_EXTENTS
+    assert set(four.replicas_of("/too-many")) == set(replicas) - set(rotten)
+    assert four.read("/too-many") == data
 
 
 @pytest.mark.timeout(120)
