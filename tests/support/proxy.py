@@ -1,7 +1,8 @@
-"""A TCP proxy before a server, which can lose an answer: the request was done, and nobody is told.
+"""A TCP proxy before a server, which can lose an answer: the request was done, and nobody is told; or a request.
 
     with Proxy("127.0.0.1:8000") as proxy:
         proxy.lose_answer_to(b"mkdir", naming.kill)
+        proxy.lose_request(b"rmdir", naming.kill)
 
 One thread for each connection. Where the server does not listen, connections are closed at once.
 """
@@ -25,19 +26,29 @@ class Proxy:
         self._server = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._wanted: bytes | None = None
+        self._wanted: tuple[bytes, ...] = ()
+        self._is_passed_on = True
+        """What is wanted, though not its answer."""
         self._action: Callable[[], object] = lambda: None
         self.lost = threading.Event()
-        """An answer was lost as wanted."""
+        """An answer or a request was lost as wanted."""
         self._lock = threading.Lock()
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
 
-    def lose_answer_to(self, request: bytes, action: Callable[[], object]) -> None:
-        """The answer to the next request that has these bytes is not passed on, once; `action` is called instead."""
+    def lose_answer_to(self, request: bytes, action: Callable[[], object], also: bytes = b"") -> None:
+        """The answer to the next request that has these bytes, and `also` these, is not passed on, once; `action` is
+        called instead."""
+        self._lose((request, also), action, is_passed_on=True)
+
+    def lose_request(self, request: bytes, action: Callable[[], object]) -> None:
+        """The next request that has these bytes is not passed on, once; `action` is called instead."""
+        self._lose((request,), action, is_passed_on=False)
+
+    def _lose(self, wanted: tuple[bytes, ...], action: Callable[[], object], *, is_passed_on: bool) -> None:
         self.lost.clear()
-        self._action = action
-        self._wanted = request
+        with self._lock:
+            self._action, self._is_passed_on, self._wanted = action, is_passed_on, wanted
 
     def __enter__(self) -> Self:
         self._start(self._accept)
@@ -83,20 +94,22 @@ class Proxy:
                     return
                 if sock is client:
                     request += data
-                    server.sendall(data)
-                    continue
-                if self._is_wanted(request):
+                if self._is_wanted(request, is_answered=sock is server):
                     self._action()
                     self.lost.set()
                     return
-                request = b""
-                client.sendall(data)
+                if sock is client:
+                    server.sendall(data)
+                else:
+                    request = b""
+                    client.sendall(data)
 
-    def _is_wanted(self, request: bytes) -> bool:
+    def _is_wanted(self, request: bytes, *, is_answered: bool) -> bool:
         with self._lock:
-            found = self._wanted is not None and self._wanted in request
+            found = bool(self._wanted) and self._is_passed_on == is_answered
+            found = found and all(part in request for part in self._wanted)
             if found:
-                self._wanted = None
+                self._wanted = ()
             return found
 
 
