@@ -45,7 +45,9 @@ def scrape(address: str) -> Told:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Cluster(nodes=3, SCRUB_PERIOD_SECONDS="2") as made:
+    """The scrub of the last of its nodes does not get on at all."""
+    with Cluster(nodes=0, SCRUB_PERIOD_SECONDS="2") as made:
+        made.add_nodes({}, {}, {"SCRUB_BYTES_PER_SECOND_MAX": "1"})
         yield made
 
 
@@ -78,6 +80,24 @@ def test_a_storage_node_tells_of_requests_disks_and_its_scrub(cluster: Cluster, 
     assert told("dcs_node_errors_total") == 0
     wait_for(lambda: scrape(cluster.nodes[0].address)("dcs_node_scrubbed_bytes_total") > 100_000, "it scrubs")
     wait_for(lambda: scrape(cluster.nodes[0].address)("dcs_node_scrub_late") == 0, "it is in time")
+
+
+def test_a_scrub_that_is_stalled_is_told(cluster: Cluster, mount: Mount) -> None:
+    """By the node's metrics, and by `dcs status` and `dcs nodes` with the words of an alarm."""
+    stalled = cluster.nodes[-1]
+    wait_for(lambda: scrape(stalled.address)("dcs_node_scrub_late") == 1, "it is late")
+
+    def status() -> str:
+        return cluster.dcs("status").stdout.decode()
+
+    wait_for(
+        lambda: re.search(rf"scrub +LATE on .*{stalled.data_dir} of node {stalled.number}", status()), "it says so"
+    )
+    (row,) = [line for line in cluster.dcs("nodes").stdout.decode().splitlines() if stalled.address in line]
+    assert re.search(r" [0-9]+ s, LATE ", row)
+    told = scrape(stalled.address)
+    assert (told("dcs_node_scrubbed_bytes_total"), told("dcs_node_replicas", state="good")) == (0, 1)
+    assert told("dcs_node_scrub_age_seconds") > 1.5 * 2
 
 
 def test_the_naming_server_tells_of_the_volume(cluster: Cluster, mount: Mount) -> None:
@@ -182,7 +202,8 @@ def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> N
     before = scrape(cluster.address)
     assert before("dcs_volume_repair_queue_extents", good_copies="0") == 0
     assert before("dcs_volume_repairs_total") == before("dcs_volume_repaired_bytes_total") == 0
-    cluster.corrupt_chunk_on_disk(cluster.replicas_of("/secret-name")[0])
+    (replica,) = [r for r in cluster.replicas_of("/secret-name") if r.node == cluster.nodes[0].number]
+    cluster.corrupt_chunk_on_disk(replica)
     wait_for(lambda: scrape(cluster.address)("dcs_volume_repairs_total", kind="copies") >= 1, "it was repaired", 60)
     wait_for(lambda: scrape(cluster.address)("dcs_volume_extents_in_danger") == 0, "nothing is in danger", 60)
     after = scrape(cluster.address)
