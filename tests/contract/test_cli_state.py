@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -164,17 +165,32 @@ def test_fsck_with_a_node_that_cannot_be_asked_is_unknown(cluster: Cluster) -> N
     wait_for(lambda: cluster.dcs("fsck", expect=None).returncode == 0, "the node can be asked again")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_what_is_watched_is_shown_again_until_a_signal(shared_cluster: Cluster, number: signal.Signals) -> None:
-    with shared_cluster.start_dcs("nodes", "--watch") as process:
+@pytest.mark.parametrize(
+    ("command", "begins", "number"),
+    [
+        ("nodes", b"node ", signal.SIGINT),
+        ("status", b"naming servers ", signal.SIGTERM),
+        ("status --json", b"{", signal.SIGINT),
+    ],
+)
+def test_what_is_watched_is_shown_again_until_a_signal(
+    shared_cluster: Cluster, command: str, begins: bytes, number: signal.Signals
+) -> None:
+    """The whole of it, in JSON a whole document each time."""
+    with shared_cluster.start_dcs(*command.split(), "--watch") as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        headings = 0
-        while headings < 2:
-            headings += process.stdout.readline().startswith(b"node ")
+        shown: list[bytes] = []
+        while len(shown) < 2:
+            line = process.stdout.readline()
+            assert line, "it has ended"
+            shown = [*shown, line] if line.startswith(begins) else [*shown[:-1], shown[-1] + line]
         process.send_signal(number)
         assert process.wait(10) in (128 + number, -number)  # The same to a shell.
         assert process.stderr.read() == b""
+    assert all(node.address.encode() in shown[0] for node in shared_cluster.nodes)
+    if "--json" in command:
+        assert [node["state"] for node in json.loads(shown[0])["nodes"]] == ["alive"] * 3
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
