@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster, Node
 from tests.support.ops import Ops
 from tests.support.processes import CHECKOUT, wait_for
+from tests.support.proxy import Proxy
 
 LONGER_THAN_ALL_GRACES = 6.0
 
@@ -279,6 +281,48 @@ def test_an_inventory_that_cannot_be_complete_decides_nothing(careful: Cluster) 
     finally:
         (node.data_dir / "hidden").rename(hidden)
     wait_for(lambda: not has(node, garbage), "it is deleted once the node tells all that it holds")
+
+
+def cut_short(answer: bytes) -> bytes:
+    return answer[:-10]
+
+
+def refuse(answer: bytes) -> bytes:
+    return b"HTTP/1.1 500 X\r\ncontent-length: 2\r\n\r\n{}"
+
+
+def end_early(answer: bytes) -> bytes:
+    """Whole to look at: the first of what the node holds, and nothing comes after."""
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    short = json.dumps({**body, "extents": body["extents"][:1], "next": None}).encode()
+    return b"HTTP/1.1 200 X\r\ncontent-length: %d\r\n\r\n" % len(short) + short
+
+
+@pytest.mark.long
+def test_a_listing_that_is_cut_short_costs_no_file_and_no_garbage_is_forgotten(make_cluster: MakeCluster) -> None:
+    """Garbage that it lacks waits for the next whole one; where the listing failed it is known all the while."""
+    cluster = make_cluster(2, REPLICATION_FACTOR="2", GARBAGE_GRACE_SECONDS="1")
+    node, other = cluster.nodes
+    with Proxy(node.address) as proxy:
+        node.environment["ADVERTISE"] = proxy.address
+        node.restart()
+        cluster.write("/needed", b"by a file")
+        live = cluster.all_replicas_of("/needed", 2)
+        for number, change in enumerate((cut_short, refuse, end_early), 1):
+            proxy.change_answers_to(b"GET /v1/inventory?names_only=1", change)
+            garbage = extent_id(SessionNumber(666_666), number)
+            for holder in (node, other):
+                put(cluster, holder, garbage, b"nobody's")
+            wait_for(lambda: not has(other, garbage), "it is deleted where the listing is whole")  # noqa: B023
+            looks = proxy.changed + 3
+            wait_for(lambda: proxy.changed > looks, "more than the grace has passed")  # noqa: B023
+            assert has(node, garbage)
+            assert cluster.status()["garbage"] == 1 or change is end_early
+            proxy.change_answers_to(b"", None)
+            wait_for(lambda: not has(node, garbage), "it is deleted after a whole listing")  # noqa: B023
+            wait_for(lambda: cluster.status()["garbage"] == 0, "no garbage is left")
+            assert all(replica.path.exists() for replica in live)
+        assert cluster.read("/needed") == b"by a file"
 
 
 def test_the_manual_tool_says_what_is_no_directory_of_a_node(tmp_path: Path) -> None:

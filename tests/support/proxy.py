@@ -3,6 +3,7 @@
     with Proxy("127.0.0.1:8000") as proxy:
         proxy.lose_answer_to(b"mkdir", naming.kill)
         proxy.lose_request(b"rmdir", naming.kill)
+        proxy.change_answers_to(b"GET /v1/", lambda answer: answer[:-1])
 
 One thread for each connection. Where the server does not listen, connections are closed at once.
 """
@@ -32,6 +33,9 @@ class Proxy:
         self._action: Callable[[], object] = lambda: None
         self.lost = threading.Event()
         """An answer or a request was lost as wanted."""
+        self._changes: tuple[bytes, Callable[[bytes], bytes]] | None = None
+        self.changed = 0
+        """Answers, since it was said how."""
         self._lock = threading.Lock()
         self._socks: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -44,6 +48,13 @@ class Proxy:
     def lose_request(self, request: bytes, action: Callable[[], object]) -> None:
         """The next request that has these bytes is not passed on, once; `action` is called instead."""
         self._lose((request,), action, is_passed_on=False)
+
+    def change_answers_to(self, request: bytes, change: Callable[[bytes], bytes] | None) -> None:
+        """What is passed on for the whole HTTP answer to each request that has these bytes; then the connection is
+        closed. None: from here on they are passed on as they are."""
+        with self._lock:
+            self.changed = 0
+            self._changes = (request, change) if change else None
 
     def _lose(self, wanted: tuple[bytes, ...], action: Callable[[], object], *, is_passed_on: bool) -> None:
         self.lost.clear()
@@ -100,9 +111,17 @@ class Proxy:
                     return
                 if sock is client:
                     server.sendall(data)
-                else:
-                    request = b""
-                    client.sendall(data)
+                    continue
+                if change := self._change_of(request):
+                    client.sendall(change(_whole_answer(data, server)))
+                    self.changed += 1
+                    return
+                request = b""
+                client.sendall(data)
+
+    def _change_of(self, request: bytes) -> Callable[[bytes], bytes] | None:
+        with self._lock:
+            return self._changes[1] if self._changes and self._changes[0] in request else None
 
     def _is_wanted(self, request: bytes, *, is_answered: bool) -> bool:
         with self._lock:
@@ -111,6 +130,17 @@ class Proxy:
             if found:
                 self._wanted = ()
             return found
+
+
+def _whole_answer(data: bytes, server: socket.socket) -> bytes:
+    """It begins with these bytes and tells its length."""
+    while b"\r\n\r\n" not in data:
+        data += server.recv(PIECE_BYTES)
+    head, _, body = data.partition(b"\r\n\r\n")
+    (length,) = [int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    while len(body) < length:
+        body += server.recv(PIECE_BYTES)
+    return head + b"\r\n\r\n" + body
 
 
 def _end(sock: socket.socket) -> None:
