@@ -7,10 +7,12 @@ import hashlib
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,18 @@ def victim(mounted: Cluster) -> Iterator[Node]:
     if not node.is_running:
         node.start()
     mounted.wait_alive(3)
+
+
+@pytest.fixture
+def starved(victim: Node) -> Iterator[Node]:
+    """It may have 64 descriptors."""
+    plain = victim._command
+    victim.stop()
+    victim._command = ["prlimit", "--nofile=64:64", "--", *plain]
+    victim.start()
+    yield victim
+    victim.stop()
+    victim._command = plain
 
 
 def trusted_by(mount: Mount, cluster: Cluster) -> None:
@@ -134,6 +148,35 @@ def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
     mounted.dcs("fsck", "--data", "--wait", "120", seconds=240)
     mount.remount()
     assert sha256_of(file) == digest.hexdigest()
+    file.unlink()
+
+
+@pytest.mark.long
+@pytest.mark.fault("S17")
+def test_a_node_out_of_descriptors_goes_unnoticed(mounted: Cluster, mount: Mount, starved: Node) -> None:
+    """With 200 connections that others keep open: no error, no long stall, and the right bytes; the node lives on, and
+    stores again when they leave."""
+    trusted_by(mount, mounted)
+    host, _, port = starved.address.rpartition(":")
+    file = mount.path / "few-descriptors"
+    with ExitStack() as crowd:
+
+        def gather() -> None:
+            for _ in range(200):
+                crowd.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            wait_for(lambda: len(os.listdir(f"/proc/{starved.pid}/fd")) >= 64, "it has no descriptor left")
+
+        digest, writing = write_watched(file, MEBIBYTES * MIB, gather)
+        mount.remount()
+        found, reading = read_watched(file, gather)
+        assert found == digest
+        assert max(writing, reading) < STALL_SECONDS_MAX
+        assert starved.is_running
+    trusted_by(mount, mounted)
+    before = starved.extents()
+    (mount.path / "few-descriptors-later").write_bytes(os.urandom(MIB))
+    mounted.all_replicas_of("/few-descriptors-later")
+    assert starved.extents() > before
     file.unlink()
 
 
