@@ -46,6 +46,17 @@ os.fsync(descriptor)
 print("synced", time.monotonic() - began, flush=True)
 os.close(descriptor)
 """
+CLOSED = """
+import errno, os, sys, time
+descriptor = os.open(sys.argv[1], os.O_WRONLY)
+os.write(descriptor, b"later" * 40_000)
+began, outcome = time.monotonic(), "closed"
+try:
+    os.close(descriptor)
+except OSError as error:
+    outcome = errno.errorcode[error.errno]
+print(outcome, time.monotonic() - began)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +87,12 @@ def starved(victim: Node) -> Iterator[Node]:
     yield victim
     victim.stop()
     victim._command = plain
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
+        os.write(descriptor, data)
+        os.fsync(descriptor)
 
 
 def trusted_by(mount: Mount, cluster: Cluster) -> None:
@@ -185,39 +202,59 @@ def test_a_node_out_of_descriptors_goes_unnoticed(mounted: Cluster, mount: Mount
 def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_recover(
     mounted: Cluster, mount: Mount
 ) -> None:
-    """EIO after at most 30 s; what could not be stored stays, and a later fsync that returns 0 is true."""
+    """EIO after at most 30 s, from close too; what could not be stored stays, and a later fsync that returns 0 is true.
+    Others see what was there before, and a mount that is content with one copy goes on writing."""
     trusted_by(mount, mounted)
-    (mount.path / "before").write_bytes(os.urandom(MIB))
-    content = (mount.path / "before").read_bytes()
-    mounted.all_replicas_of("/before")
+    content, earlier, alone = os.urandom(MIB), b"early" * 40_000, os.urandom(MIB)
+    (mount.path / "before").write_bytes(content)
+    (mount.path / "overwritten").write_bytes(earlier)
+    for name in ("/before", "/overwritten"):
+        mounted.all_replicas_of(name)
     mount.remount()
+    content_with_one = mounted.mount("content-with-one", MIN_WRITE_REPLICAS="1")
     first, second, _ = mounted.nodes
     first.kill()
     second.kill()
     assert (mount.path / "before").read_bytes() == content
-    # In a program of its own: a descriptor of ours would be closed, and so flushed, by each program that we start.
+    # In programs of their own: a descriptor of ours would be closed, and so flushed, by each program that we start.
+    closer = subprocess.Popen(
+        [sys.executable, "-c", CLOSED, mount.path / "overwritten"], stdout=subprocess.PIPE, text=True
+    )
     writer = subprocess.Popen(
         [sys.executable, "-c", TWICE_SYNCED, mount.path / "while-two-are-down"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    with writer:
+    with closer, writer:
+        assert closer.stdout is not None
         assert writer.stdin is not None
         assert writer.stdout is not None
+        began = time.monotonic()
+        write_synced(content_with_one.path / "one-copy", alone)
+        assert time.monotonic() - began < STALL_SECONDS_MAX
         failed, seconds, kept = writer.stdout.readline().split()
         assert (failed, kept) == ("EIO", "keptkept")
         note_stall(float(seconds))
         assert 1 < float(seconds) < 33
+        failed, seconds = closer.stdout.readline().split()
+        assert failed == "EIO"
+        assert 1 < float(seconds) < 33
+        assert (content_with_one.path / "overwritten").read_bytes() == earlier
         first.start()
         writer.stdin.write("go on\n")
         writer.stdin.flush()
         outcome, seconds = writer.stdout.readline().split()
         assert outcome == "synced"
         assert float(seconds) < 5
-    assert writer.returncode == 0
+    assert writer.returncode == closer.returncode == 0
+    later = content_with_one.path / "overwritten"
+    wait_for(lambda: later.read_bytes() == b"later" * 40_000, "what was closed is stored after all")
     second.start()
     mounted.wait_alive(3)
     mount.remount()
     assert (mount.path / "while-two-are-down").read_bytes() == b"kept" * 50_000
+    assert (mount.path / "overwritten").read_bytes() == b"later" * 40_000
+    assert (mount.path / "one-copy").read_bytes() == alone
+    content_with_one.unmount()
 
 
 @pytest.mark.timeout(240)
