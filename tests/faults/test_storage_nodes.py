@@ -30,6 +30,8 @@ from tests.support.writing_program import WritingProgram
 MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
 STALL_SECONDS_MAX = 5.0
 """One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+READ_SECONDS_MAX = 15.0 + 1.0
+"""A read that no node answers fails after 15 s; the rest is what a busy machine with two cores adds."""
 TWICE_SYNCED = """
 import errno, os, sys, time
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -260,10 +262,11 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
 @pytest.mark.timeout(240)
 @pytest.mark.fault("S5")
 def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cluster, mount: Mount) -> None:
-    """EIO after at most 15 s, names and sizes go on; all is well within 5 s of their return."""
+    """EIO after at most 15 s, names and sizes go on; files are read again within 5 s of the return of one of them."""
     trusted_by(mount, mounted)
     content = os.urandom(3 * MIB)
     (mount.path / "unreachable").write_bytes(content)
+    mounted.all_replicas_of("/unreachable")
     mount.remount()
     for node in mounted.nodes:
         node.kill()
@@ -273,15 +276,15 @@ def test_with_all_nodes_down_reads_fail_in_time_and_never_give_zeros(mounted: Cl
         with refused(errno.EIO):
             os.pread(descriptor, MIB, 0)
         note_stall(time.monotonic() - began)
-        assert time.monotonic() - began < 17
+        assert time.monotonic() - began < READ_SECONDS_MAX
         assert "unreachable" in os.listdir(mount.path)
-        for node in mounted.nodes:
-            node.start(wait=False)
-        for node in mounted.nodes:
-            node.wait_ready()
+        first, *others = mounted.nodes
+        first.start()
         began = time.monotonic()
         assert os.pread(descriptor, 4 * MIB, 0) == content
         assert time.monotonic() - began < 5
+    for node in others:
+        node.start()
     mounted.wait_alive(3)
     (mount.path / "after").write_bytes(b"works")
 
