@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.cluster import Cluster, Mount, Node
@@ -30,6 +31,8 @@ from tests.support.writing_program import WritingProgram
 MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
 STALL_SECONDS_MAX = 5.0
 """One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+QUICK_SECONDS_MAX = 0.6
+"""Of a read from a node of which nothing bad is known."""
 READ_SECONDS_MAX = 15.0 + 1.0
 """A read that no node answers fails after 15 s; the rest is what a busy machine with two cores adds."""
 TWICE_SYNCED = """
@@ -69,14 +72,20 @@ def large(mounted: Cluster, mount: Mount) -> tuple[Path, str]:
 
 
 @pytest.fixture
-def victim(mounted: Cluster) -> Iterator[Node]:
-    """A node to be hurt; alive again afterwards."""
-    node = random.choice(mounted.nodes)
-    yield node
-    node.resume()
-    if not node.is_running:
-        node.start()
+def revived(mounted: Cluster) -> Iterator[None]:
+    """Whichever nodes the test hurts are alive again afterwards."""
+    yield
+    for node in mounted.nodes:
+        node.resume()
+        if not node.is_running:
+            node.start()
     mounted.wait_alive(3)
+
+
+@pytest.fixture
+def victim(mounted: Cluster, revived: None) -> Node:
+    """A node to be hurt."""
+    return random.choice(mounted.nodes)
 
 
 @pytest.fixture
@@ -89,6 +98,13 @@ def starved(victim: Node) -> Iterator[Node]:
     yield victim
     victim.stop()
     victim._command = plain
+
+
+def gets_of(cluster: Cluster, node: Node) -> int:
+    """How often the node was asked for bytes of an extent since it was started."""
+    headers = {"authorization": f"Bearer {cluster.secret}"}
+    answer = httpx.get(f"http://{node.address}/v1/space", headers=headers, trust_env=False, timeout=10)
+    return int(answer.json()["statistics"]["gets"])
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -120,14 +136,26 @@ def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 @pytest.mark.fault("S2", "S3")
+@pytest.mark.usefixtures("revived")
 def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
-    mounted: Cluster, mount: Mount, victim: Node, large: tuple[Path, str], fault: str
+    mounted: Cluster, mount: Mount, large: tuple[Path, str], fault: str
 ) -> None:
+    """It is the one that most was read from until then: one read waits for another node, and those after it do not."""
     name, expected = large
     mount.remount()
-    digest, longest = read_watched(mount.path / name, getattr(victim, fault))
+    before = {node: gets_of(mounted, node) for node in mounted.nodes}
+
+    def hurt_the_busiest() -> None:
+        gets = {node: gets_of(mounted, node) - before[node] for node in mounted.nodes}
+        busiest = max(mounted.nodes, key=lambda node: gets[node])
+        assert gets[busiest] > 0
+        getattr(busiest, fault)()
+
+    read = read_watched(mount.path / name, hurt_the_busiest)
+    digest, longest = read
     assert digest == expected
     assert longest < STALL_SECONDS_MAX
+    assert sum(seconds > QUICK_SECONDS_MAX for seconds in read.durations) <= 1
 
 
 @pytest.mark.fault("S3")
