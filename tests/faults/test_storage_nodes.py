@@ -29,8 +29,11 @@ from tests.support.watched import read_watched, write_watched
 from tests.support.writing_program import WritingProgram
 
 MEBIBYTES = int(os.environ.get("DCS_TEST_FAULT_MIB", "256"))
-STALL_SECONDS_MAX = 5.0
-"""One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+SLACK = 1.5
+"""What a busy machine with two cores adds to each of these."""
+WRITE_STALL_SECONDS_MAX = 2.0 * SLACK
+READ_STALL_SECONDS_MAX = {"kill": 1.5 * SLACK, "pause": 1.0 * SLACK}
+RESTART_STALL_SECONDS_MAX = 2.0 * SLACK
 QUICK_SECONDS_MAX = 0.6
 """Of a read from a node of which nothing bad is known."""
 READ_SECONDS_MAX = 15.0 + 1.0
@@ -128,7 +131,7 @@ def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
     mount.remount()  # Of the nodes that earlier tests hurt, a new mount thinks nothing bad.
     file = mount.path / f"written-{fault}"
     digest, longest = write_watched(file, MEBIBYTES * MIB, getattr(victim, fault))
-    assert longest < STALL_SECONDS_MAX
+    assert longest < WRITE_STALL_SECONDS_MAX
     mount.remount()
     assert sha256_of(file) == digest
     file.unlink()
@@ -154,22 +157,30 @@ def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
     read = read_watched(mount.path / name, hurt_the_busiest)
     digest, longest = read
     assert digest == expected
-    assert longest < STALL_SECONDS_MAX
+    assert longest < READ_STALL_SECONDS_MAX[fault]
     assert sum(seconds > QUICK_SECONDS_MAX for seconds in read.durations) <= 1
 
 
 @pytest.mark.fault("S3")
 def test_small_files_can_be_made_and_read_while_a_node_hangs(mounted: Cluster, mount: Mount, victim: Node) -> None:
-    """After the first stall others are asked at once."""
+    """After the first stalls others are asked at once."""
     directory = mount.path / "while-one-hangs"
     directory.mkdir()
     victim.pause()
-    began = time.monotonic()
+    writing, reading = list[float](), list[float]()
     for number in range(50):
+        began = time.monotonic()
         (directory / str(number)).write_bytes(b"%d" % number * 1000)
-    assert time.monotonic() - began < 15
+        writing.append(time.monotonic() - began)
     for number in range(50):
+        began = time.monotonic()
         assert (directory / str(number)).read_bytes() == b"%d" % number * 1000
+        reading.append(time.monotonic() - began)
+    note_stall(max(writing + reading))
+    assert max(writing) < WRITE_STALL_SECONDS_MAX
+    assert max(reading) < READ_STALL_SECONDS_MAX["pause"]
+    assert sum(seconds > QUICK_SECONDS_MAX for seconds in writing) <= 2
+    assert sum(seconds > QUICK_SECONDS_MAX for seconds in reading) <= 1
 
 
 @pytest.mark.fault("S7")
@@ -217,7 +228,7 @@ def test_a_node_out_of_descriptors_goes_unnoticed(mounted: Cluster, mount: Mount
         mount.remount()
         found, reading = read_watched(file, gather)
         assert found == digest
-        assert max(writing, reading) < STALL_SECONDS_MAX
+        assert max(writing, reading) < WRITE_STALL_SECONDS_MAX
         assert starved.is_running
     trusted_by(mount, mounted)
     before = starved.extents()
@@ -260,7 +271,7 @@ def test_with_two_of_three_nodes_down_reads_go_on_and_writes_fail_in_time_and_re
         assert writer.stdout is not None
         began = time.monotonic()
         write_synced(content_with_one.path / "one-copy", alone)
-        assert time.monotonic() - began < STALL_SECONDS_MAX
+        assert time.monotonic() - began < WRITE_STALL_SECONDS_MAX
         failed, seconds, kept = writer.stdout.readline().split()
         assert (failed, kept) == ("EIO", "keptkept")
         note_stall(float(seconds))
@@ -332,7 +343,7 @@ def test_nodes_restarted_one_after_another_go_unnoticed(mounted: Cluster, mount:
         program.must_go_on()
     stall = max(load.longest_seconds, program.stall_seconds)
     note_stall(stall)
-    assert stall < STALL_SECONDS_MAX
+    assert stall < RESTART_STALL_SECONDS_MAX
     mount.remount()
     load.check(directory / "load")
     promised = Manifest()
