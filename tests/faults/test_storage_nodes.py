@@ -127,13 +127,19 @@ def trusted_by(mount: Mount, cluster: Cluster) -> None:
 def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
     mounted: Cluster, mount: Mount, victim: Node, fault: str
 ) -> None:
-    """Killed or hanging: no error, no long stall, and the right bytes through an empty cache."""
+    """Killed or hanging: no error, no long stall, and the right bytes through an empty cache. Also when the one that
+    hung has done what it was told meanwhile."""
     mount.remount()  # Of the nodes that earlier tests hurt, a new mount thinks nothing bad.
     file = mount.path / f"written-{fault}"
     digest, longest = write_watched(file, MEBIBYTES * MIB, getattr(victim, fault))
     assert longest < WRITE_STALL_SECONDS_MAX
     mount.remount()
     assert sha256_of(file) == digest
+    if fault == "pause":
+        victim.resume()
+        trusted_by(mount, mounted)
+        assert sha256_of(file) == digest
+        mounted.dcs("fsck", "--data", "--wait", "60", seconds=180)
     file.unlink()
 
 
