@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -38,6 +39,14 @@ def delete(cluster: Cluster, replica: Replica) -> None:
 
 Hurt = Callable[[Cluster, Replica], None]
 HURTS = [flip, flip_in_footer, truncate, cut_one_byte, delete]
+
+
+@pytest.fixture(scope="module")
+def beside(mount: Mount) -> bytes:
+    """Of the file /beside, which nobody hurts."""
+    data = os.urandom(SIZE)
+    (mount.path / "beside").write_bytes(data)
+    return data
 
 
 @pytest.fixture
@@ -79,9 +88,10 @@ def test_one_good_replica_of_three_is_enough(mounted: Cluster, mount: Mount, con
 @pytest.mark.parametrize("hurt", HURTS, ids=lambda hurt: hurt.__name__)
 @pytest.mark.fault("S11")
 def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
-    mounted: Cluster, mount: Mount, content: bytes, hurt: Hurt
+    mounted: Cluster, mount: Mount, beside: bytes, content: bytes, hurt: Hurt
 ) -> None:
-    """The blocks that are still whole somewhere may be read; those that are not give EIO."""
+    """The blocks that are still whole somewhere may be read; those that are not give EIO. Other files are read as
+    before, and `dcs status` tells."""
     replicas = mounted.replicas_of("/victim")
     for replica in replicas:
         hurt(mounted, replica)
@@ -96,4 +106,6 @@ def test_with_all_replicas_damaged_reading_is_an_error_and_never_wrong(
     everywhere = {replica.node for replica in replicas}
     wait_for(lambda: mounted.damaged_nodes(replicas[0].extent) == everywhere, "the damage is counted")
     wait_for(lambda: mounted.status()["missing"] > 0, "it is known that nothing good is left")
+    assert (mount.path / "beside").read_bytes() == beside
+    assert re.search(rb"replicas .*\d+ missing, \d+ damaged\n", mounted.dcs("status").stdout)
     mounted.dcs("fsck", "--data", expect=1)
