@@ -28,7 +28,10 @@ SEED = int(os.environ.get("DCS_TEST_SEED", "1"))
 @pytest.fixture(scope="module")
 def rotting() -> Iterator[Cluster]:
     """Four nodes that look after their disks all the time."""
-    with Cluster(4, SCRUB_PERIOD_SECONDS="5", RECOUNT_PERIOD_SECONDS="3", SESSION_LEASE_SECONDS="25") as cluster:
+    with Cluster(
+        4, SCRUB_PERIOD_SECONDS="5", RECOUNT_PERIOD_SECONDS="3", SESSION_LEASE_SECONDS="25", DEAD_AFTER_SECONDS="8",
+        REPAIR_WAIT_SECONDS="2",
+    ) as cluster:  # fmt: skip
         yield cluster
 
 
@@ -171,10 +174,11 @@ def test_a_slow_node_is_given_less_and_not_nothing(
 
 @pytest.mark.fault("S12")
 def test_an_emptied_disk_makes_a_new_node(rotting: Cluster, contents: tuple[Mount, dict[str, bytes]]) -> None:
-    """S12: under the old name there is no false "I have it"."""
+    """S12: under the old name there is no false "I have it", and what it had is copied anew."""
     mount, files = contents
     node = rotting.nodes[-1]
-    old = node.number
+    old, had = node.number, node.extents()
+    assert had
     node.stop()
     shutil.rmtree(node.data_dir)
     node.start()
@@ -188,6 +192,12 @@ def test_an_emptied_disk_makes_a_new_node(rotting: Cluster, contents: tuple[Moun
     mount.remount()
     name = random.Random(SEED).choice(sorted(files))
     assert (mount.path / name).read_bytes() == files[name]
+
+    def copies() -> Counter[str]:
+        return Counter(extent for node in rotting.nodes for extent in node.extents())
+
+    wait_for(lambda: all(copies()[extent] >= 3 for extent in had), "what it had has three copies again", 60)
+    wait_for(lambda: is_healed(rotting), "nothing is missed", 60)
 
 
 @pytest.mark.long
