@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -101,6 +101,22 @@ def starved(victim: Node) -> Iterator[Node]:
     yield victim
     victim.stop()
     victim._command = plain
+
+
+@contextmanager
+def read_only(directory: Path) -> Iterator[None]:
+    """Whoever opens something below it from now on meets a file system that is read-only."""
+    for options in ("bind", "remount,ro,bind"):
+        subprocess.run(["mount", "-o", options, directory, directory], check=True, timeout=30)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True, timeout=30)
+
+
+def disk_state(cluster: Cluster, node: Node) -> str:
+    (disk,) = next(row["disks"] for row in cluster.status()["nodes"] if row["id"] == node.number)
+    return str(disk["state"])
 
 
 def gets_of(cluster: Cluster, node: Node) -> int:
@@ -212,6 +228,28 @@ def test_a_node_killed_while_it_stores_has_nothing_partial_afterwards(
     mounted.dcs("fsck", "--data", "--wait", "120", seconds=240)
     mount.remount()
     assert sha256_of(file) == digest.hexdigest()
+    file.unlink()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.fault("S15")
+def test_a_node_whose_disk_becomes_read_only_goes_unnoticed(mounted: Cluster, mount: Mount, victim: Node) -> None:
+    """No error and no long stall for who writes; and who reads has no need of another node."""
+    content, file = os.urandom(MIB), mount.path / "written-elsewhere"
+    trusted_by(mount, mounted)
+    (mount.path / "read-on").write_bytes(content)
+    mounted.all_replicas_of("/read-on")
+    with ExitStack() as faults:
+        digest, longest = write_watched(file, 60 * MIB, lambda: faults.enter_context(read_only(victim.data_dir)))
+        assert longest < WRITE_STALL_SECONDS_MAX
+        wait_for(lambda: disk_state(mounted, victim) == "read-only", "it is known that the disk takes nothing")
+        mount.remount()
+        assert sha256_of(file) == digest
+        for node in mounted.nodes:
+            if node is not victim:
+                node.kill()
+        assert (mount.path / "read-on").read_bytes() == content
+    wait_for(lambda: disk_state(mounted, victim) == "good", "it is used again once it can be")
     file.unlink()
 
 
