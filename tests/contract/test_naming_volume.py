@@ -36,6 +36,7 @@ def expect_nothing_is_deleted(cluster: Cluster, before: dict[int, set[str]], sec
     assert replicas(cluster) == before
 
 
+@pytest.mark.fault("M12")
 def test_a_flushed_redis_is_noticed_and_nothing_is_deleted(make_cluster: MakeCluster) -> None:
     """Reads fail, they do not say that names are not there; mutations are refused; no new volume is made."""
     cluster = make_cluster(3)
@@ -60,6 +61,7 @@ def test_a_flushed_redis_is_noticed_and_nothing_is_deleted(make_cluster: MakeClu
     assert replicas(cluster) == before
 
 
+@pytest.mark.fault("M12")
 def test_an_older_backup_is_read_only(make_cluster: MakeCluster) -> None:
     """The changes after it are missed; what it has is read; what it does not know is not deleted."""
     cluster = make_cluster(3)
