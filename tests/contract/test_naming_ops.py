@@ -13,8 +13,10 @@ import msgpack
 import pytest
 
 from servers.client.naming import SESSION_LOST
+from servers.protocol.geometry import Segment
+from servers.protocol.ids import NodeNumber, extent_id
 from servers.protocol.limits import OPERATIONS_PER_BATCH_MAX
-from servers.protocol.naming_api import Operation, operation, pack_batch
+from servers.protocol.naming_api import Operation, operation, pack_batch, pack_segments
 from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster
 from tests.support.ops import Ops
@@ -99,6 +101,30 @@ def test_a_number_counts_once_over_the_wire(ops: Ops) -> None:
     again = ops.mkdir(b"once")
     first, second = ops.batch([again, again])
     assert first == second == ops.batch([again])[0]
+
+
+@pytest.mark.fault("N8")
+def test_a_recorded_commit_that_comes_after_its_session_has_ended_is_rejected(metadata: Cluster, ops: Ops) -> None:
+    """One that was done and comes again as well as one that had never come: nothing is changed."""
+    (made,) = ops.batch([ops.make("create", parent=1, name=b"recorded", mode=0o644, uid=0, gid=0)])
+    assert made is not None
+    assert made[0] == 0
+
+    def record(number: int) -> bytes:
+        chunks = [0, pack_segments([Segment(0, extent_id(ops.session, number), 0, 10, (NodeNumber(1),))])]
+        return pack_batch(ops.session, [ops.make("commit", ino=made[1], chunks=chunks, end=10, synced=True)])
+
+    def shown() -> tuple[object, str]:
+        return ops.ask("getattr", ino=made[1]), metadata.ask_redis("HGET", "dcs:{main}:volume", "seq")
+
+    done, late = record(1), record(2)
+    assert ops.replies(done)[0][0] == 0  # type: ignore[index]  # it was answered
+    ops.ask("session_close")
+    before = shown()
+    assert [ops.replies(body) for body in (done, late)] == [[[SESSION_LOST]]] * 2
+    ops.open_session()
+    assert [ops.replies(body) for body in (done, late)] == [[[SESSION_LOST]]] * 2
+    assert shown() == before
 
 
 # Redis away.

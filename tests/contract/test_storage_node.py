@@ -102,6 +102,7 @@ def test_head_tells_the_length(node: StorageNode) -> None:
     assert node.http.head("/v1/extents/ac-2").status_code == 404
 
 
+@pytest.mark.fault("N8")
 def test_the_same_again_is_200_and_other_content_409(node: StorageNode) -> None:
     for sync in (False, True):
         extent = f"ad-{sync:x}"

@@ -42,6 +42,7 @@ def test_a_signed_order_deletes_what_it_names_and_counts_what_is_not_there(node:
     assert space["condemned_extents"] >= 1
 
 
+@pytest.mark.fault("N8")
 def test_a_recorded_order_that_comes_again_is_rejected(node: StorageNode) -> None:
     """Also when the extent was brought back or stored again meanwhile, and after a restart of the node."""
     node.put("a2-1", b"once")
@@ -67,6 +68,7 @@ def test_late_old_and_misdirected_orders_are_rejected(node: StorageNode, change:
     assert is_there(node, "a3-1")
 
 
+@pytest.mark.fault("N8")
 def test_an_order_that_is_not_signed_is_rejected(node: StorageNode) -> None:
     node.put("a4-1", b"x")
     order = order_of(node, "a4-1")

@@ -47,7 +47,11 @@ class Ops:
 
     def batch(self, operations: list[Operation], deadline_ms: int = 30_000) -> list[list[Any] | None]:
         """The errno and results of each; None where Redis could not be asked in time."""
-        answer = self.post(pack_batch(self.session, operations), deadline_ms)
+        return self.replies(pack_batch(self.session, operations), deadline_ms)
+
+    def replies(self, body: bytes, deadline_ms: int = 30_000) -> list[list[Any] | None]:
+        """As `batch`, to one that is packed already."""
+        answer = self.post(body, deadline_ms)
         assert answer.status_code == 200, answer.text
         return [_unpack(reply) for reply in unpack_replies(answer.content)]
 
