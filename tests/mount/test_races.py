@@ -116,12 +116,14 @@ def test_of_eight_who_make_one_name_exactly_one_succeeds(
 def test_a_file_that_is_renamed_back_and_forth_always_has_one_name(
     place: Path, other_place: Path, racers: Racers, names: Names
 ) -> None:
-    """Whoever looks sees it under one of the two, never under both or neither."""
+    """Whoever looks sees it under one of the two, never under both or neither: in Redis, and in each listing of either
+    mount."""
     (place / "a").touch()
     all_see(place, other_place)
     ino, file = place.stat().st_ino, (place / "a").stat().st_ino
     looks: Counter[str] = Counter()
     wrong: list[dict[str, int]] = []
+    listings: dict[Path, Counter[tuple[str, ...]]] = {place: Counter(), other_place: Counter()}
     over = threading.Event()
 
     def look() -> None:
@@ -131,8 +133,14 @@ def test_a_file_that_is_renamed_back_and_forth_always_has_one_name(
             if list(seen.values()) != [file]:
                 wrong.append(seen)
 
-    looker = threading.Thread(target=look, daemon=True)
-    looker.start()
+    def list_names(directory: Path) -> None:
+        while not over.is_set():
+            listings[directory][tuple(os.listdir(directory))] += 1
+
+    lookers = [threading.Thread(target=look, daemon=True)]
+    lookers += [threading.Thread(target=list_names, args=(directory,), daemon=True) for directory in listings]
+    for looker in lookers:
+        looker.start()
     try:
         for number in range(50):
             # Each mount makes both renames in turn: it knows its own at once, the other's within a second.
@@ -142,9 +150,12 @@ def test_a_file_that_is_renamed_back_and_forth_always_has_one_name(
             assert set(outcomes) <= {PRESENT, ABSENT}
     finally:
         over.set()
-        looker.join(60)
+        for looker in lookers:
+            looker.join(60)
     assert not wrong
     assert looks.keys() == {"a", "b"}
+    for found in listings.values():
+        assert found.keys() == {("a",), ("b",)}
 
 
 @pytest.mark.fault("R2")
