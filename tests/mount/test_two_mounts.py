@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster
 from tests.support.commands import opened, refused
 from tests.support.processes import wait_for
 
 CACHE_SECONDS = 1.0
 """How long a mount may believe what it knows of names and attributes."""
+SHORT_LEASE_SECONDS = 3
 
 
 def test_what_was_closed_is_seen_by_whoever_opens_later(place: Path, other_place: Path) -> None:
@@ -146,6 +148,30 @@ def test_a_file_renamed_over_on_one_mount_stays_usable_where_it_is_open(place: P
         assert os.pread(descriptor, 300_001, 0) == b"old" * 100_000
     with opened(other_place / "f", os.O_RDONLY) as descriptor:
         assert os.pread(descriptor, 100, 0) == b"new"
+
+
+@pytest.mark.long
+@pytest.mark.fault("R5")
+def test_what_is_open_elsewhere_stays_usable_for_longer_than_a_lease(make_cluster: MakeCluster) -> None:
+    """As long as its mount renews it; and read for the first time then. Once it is closed its content is deleted."""
+    cluster = make_cluster(3, SESSION_LEASE_SECONDS=str(SHORT_LEASE_SECONDS))
+    here, there = cluster.mount("here").path, cluster.mount("there").path
+    contents = {name: os.urandom(700_000) for name in ("unlinked", "renamed-over")}
+    for name, content in contents.items():
+        (here / name).write_bytes(content)
+    for name in contents:
+        wait_for((there / name).exists, "the other mount sees it", 2 * CACHE_SECONDS + 1)
+    with opened(there / "unlinked", os.O_RDWR) as unlinked, opened(there / "renamed-over", os.O_RDONLY) as replaced:
+        (here / "unlinked").unlink()
+        (here / "new").touch()
+        (here / "new").rename(here / "renamed-over")
+        time.sleep(3 * SHORT_LEASE_SECONDS)  # That something does not happen is no fact to wait for.
+        assert os.pread(unlinked, 700_001, 0) == contents["unlinked"]
+        assert os.pread(replaced, 700_001, 0) == contents["renamed-over"]
+        os.pwrite(unlinked, b"changed", 0)
+        os.fsync(unlinked)
+        assert os.pread(unlinked, 700_001, 0) == b"changed" + contents["unlinked"][7:]
+    wait_for(lambda: not any(node.extents() for node in cluster.nodes), "what nobody has open is deleted", 60)
 
 
 @pytest.mark.fault("R4")
