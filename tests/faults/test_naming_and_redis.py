@@ -15,6 +15,9 @@ from tests.support.commands import opened
 from tests.support.load import Load, wait_steps
 from tests.support.proxy import Proxy
 
+BUSY_SECONDS = 1.0
+"""What a busy machine with two cores adds to a stall."""
+
 
 @pytest.fixture(scope="module")
 def proxy(mounted: Cluster) -> Iterator[Proxy]:
@@ -94,18 +97,19 @@ def test_the_retry_of_what_redis_did_before_the_naming_server_died_gets_its_resu
 
 @pytest.mark.fault("M4")
 def test_redis_killed_and_restarted_under_load_loses_nothing_acknowledged(mounted: Cluster, mount: Mount) -> None:
-    """No error, and after it every file is there with its content, none else."""
+    """No error, and after it every file is there with its content, none else. It is away for up to 3 s."""
     load = Load(mount.path / "redis-killed")
     with load:
-        for _ in range(3):
+        for away_seconds in (0, 0.5, 3):
             wait_steps(load, 100)
             mounted.redis.kill()
-            time.sleep(1)
+            time.sleep(away_seconds)
             mounted.redis.start()
         wait_steps(load, 100)
     mount.remount()
     load.check(mount.path / "redis-killed")
-    assert load.longest_seconds < 10
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert 2 < load.longest_seconds < 5 + BUSY_SECONDS
 
 
 @pytest.mark.fault("M2")
@@ -136,7 +140,8 @@ def test_redis_hanging_for_ten_seconds_is_a_stall_and_no_error(mounted: Cluster,
         wait_steps(load, 100)
     mount.remount()
     load.check(mount.path / "redis-frozen")
-    assert 8 < load.longest_seconds < 16
+    print(f"longest stall: {load.longest_seconds:.1f} s")
+    assert 8 < load.longest_seconds < 12
 
 
 @pytest.mark.fault("M2")
