@@ -6,6 +6,7 @@ import errno
 import random
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -17,11 +18,11 @@ from tests.support.cluster import Cluster, Mount, ReplicatedCluster
 from tests.support.load import Load, wait_steps
 from tests.support.ops import Ops
 from tests.support.processes import Process, is_healthy, wait_for
-from tests.support.redis_ha import ClusterRedis, RedisGroup, SentinelRedis
+from tests.support.redis_ha import ClusterRedis, RedisGroup, RedisServer, SentinelRedis
 
 STALL_SECONDS_MAX = 15.0
-
-
+NAMING_STALL_SECONDS_MAX = 4.0
+"""2 s are allowed while another naming server is there; the rest is what a busy machine with two cores adds."""
 REPLICA_MOVES_SECONDS = 5.0
 """How long a master of a Redis Cluster is without replicas before Redis moves one there."""
 FOLLOWED = {"SNAPSHOT_INTERVAL_SECONDS": "3600", "SNAPSHOTS_APART_SECONDS": "1", "TAIL_INTERVAL_SECONDS": "0.2"}
@@ -129,7 +130,7 @@ def test_one_of_two_naming_servers_killed_at_random_is_hardly_noticed(
     mount.remount()
     load.check(mount.path / "naming-killed")
     print(f"longest stall: {load.longest_seconds:.1f} s")
-    assert load.longest_seconds < 5
+    assert load.longest_seconds < NAMING_STALL_SECONDS_MAX
 
 
 @pytest.mark.long
@@ -142,7 +143,7 @@ def test_one_of_two_naming_servers_killed_200_times(replicated: ReplicatedCluste
     mount.remount()
     load.check(mount.path / "naming-killed-often")
     print(f"longest stall: {load.longest_seconds:.1f} s")
-    assert load.longest_seconds < 5
+    assert load.longest_seconds < NAMING_STALL_SECONDS_MAX
 
 
 @pytest.mark.long
@@ -317,19 +318,31 @@ def test_the_master_of_the_slot_keeps_its_replicas_when_another_has_lost_its_onl
         redis.mend()
 
 
+def redirections(server: RedisServer) -> Counter[str]:
+    """How often it has sent someone elsewhere, for one question (ASK) or for good (MOVED)."""
+    found = re.findall(r"^errorstat_(ASK|MOVED):count=(\d+)", server.ask("INFO", "errorstats"), re.MULTILINE)
+    return Counter({name: int(count) for name, count in found})
+
+
 @pytest.mark.long
 @pytest.mark.fault("M10")
 def test_a_slot_that_moves_under_load_is_a_stall(clustered: ReplicatedCluster) -> None:
-    """While keys are at two places no function works on half a volume; it goes on at the new master."""
+    """While keys are at two places no function works on half a volume; it goes on at the new master. Some asked the old
+    one meanwhile, and afterwards."""
     (mount,), redis = clustered.mounts, clustered.redises
     assert isinstance(redis, ClusterRedis)
     load = Load(mount.path / "slot-moves")
     with load:
         wait_steps(load, 100)
         source, target = redis.primary(), redis.other_master()
+        before = redirections(source)
         redis.move_slot(source, target)
         assert redis.primary() is target
         wait_steps(load, 100)
+    sent = redirections(source) - before
+    print(f"sent elsewhere: {dict(sent)}")
+    assert sent["ASK"] > 0
+    assert sent["MOVED"] > 0
     mount.remount()
     load.check(mount.path / "slot-moves")
     print(f"longest stall: {load.longest_seconds:.1f} s")
