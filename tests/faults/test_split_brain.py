@@ -25,7 +25,8 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(300), pytest.mark.fault("M8"
 
 STALL_SECONDS_MAX = 15.0
 CALL_SECONDS_MAX = 30.0
-STALE_SECONDS_MAX = 5.0
+STALE_SECONDS_MAX = 7.5
+"""5 s are allowed, and are taken; the rest is what a busy machine adds."""
 SLACK_SECONDS = 5.0
 """For a machine with two cores and much to do."""
 LEASE_SECONDS = 120
@@ -121,7 +122,9 @@ def test_a_side_that_is_cut_off_acknowledges_nothing_that_the_other_does_not_hav
             for caller in (early, late):
                 assert_failed_in_time(caller.end())
             assert program.errno() == errno.EIO
-            assert answered_at.result(CALL_SECONDS_MAX) - cut_at < STALE_SECONDS_MAX + SLACK_SECONDS
+            stale_seconds = answered_at.result(CALL_SECONDS_MAX) - cut_at
+            print(f"the last answer {stale_seconds:.1f} s after the cut")
+            assert stale_seconds < STALE_SECONDS_MAX
             assert before.is_primary, "it still holds itself for one"
         assert rules.packets > 0
         note_stall(load.longest_seconds)
