@@ -10,7 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -28,6 +28,10 @@ from tests.support.writing_program import WritingProgram
 LEASE_SECONDS = 25
 STALL_SECONDS_MAX = 5.0
 """One stall of 2 s is allowed; the rest is what a busy machine with two cores adds."""
+CUT_STALL_SECONDS_MAX, REFUSED_STALL_SECONDS_MAX = 3.0, 1.0
+"""2 s and 0.2 s are allowed for one node; the rest is likewise."""
+FELT_SECONDS = 0.5
+"""A call that takes longer has waited for what failed."""
 LOST_SECONDS = 5.0
 """How long answers are lost."""
 UNHEARD_SECONDS = 100
@@ -128,32 +132,28 @@ def test_what_nodes_stored_without_our_hearing_of_it_is_a_stall(
     assert stall < STALL_SECONDS_MAX + (LOST_SECONDS if nodes == 3 else 0)
 
 
-def fault_between(wire: Wire, address: str, fault: str) -> AbstractContextManager[object]:
-    return wire.cut(address) if fault == "cut off" else wire.refuse(address)
-
-
 @pytest.mark.parametrize("fault", [pytest.param("cut off", marks=pytest.mark.fault("N1")),
                                    pytest.param("refused", marks=pytest.mark.fault("N2"))])  # fmt: skip
 def test_a_node_that_only_this_mount_cannot_reach_goes_unnoticed(
     wired: WiredCluster, wire: Wire, far: Mount, near: Mount, fault: str
 ) -> None:
-    """In the middle of writing and of reading: no error, no long stall, the right bytes. The naming server and the
-    other nodes go on to hear of it, so it stays alive for everybody."""
+    """In the middle of writing and of reading: no error, one stall at most and no long one, the right bytes. The naming
+    server and the other nodes go on to hear of it, so it stays alive for everybody."""
     node = wired.nodes[0]
     name = f"one-{fault[:3]}"
+    rules = wire.cut(node.address) if fault == "cut off" else wire.refuse(node.address)
     far.remount()
     with ExitStack() as faults:
-        digest, writing = write_watched(
-            far.path / name, FILE_MIB * MIB, lambda: faults.enter_context(fault_between(wire, node.address, fault))
-        )
+        digest, writing = write_watched(far.path / name, FILE_MIB * MIB, lambda: faults.enter_context(rules))
+    assert rules.packets > 0
     assert sha256_of(near.path / name) == digest
     far.remount()
     with ExitStack() as faults:
-        found, reading = read_watched(
-            far.path / name, lambda: faults.enter_context(fault_between(wire, node.address, fault))
-        )
+        found, reading = read_watched(far.path / name, lambda: faults.enter_context(rules))
     assert found == digest
-    assert max(writing, reading) < STALL_SECONDS_MAX
+    for took in (writing, reading):
+        assert max(took) < (CUT_STALL_SECONDS_MAX if fault == "cut off" else REFUSED_STALL_SECONDS_MAX)
+        assert sum(seconds > FELT_SECONDS for seconds in took) <= 1, sorted(took)[-5:]
     assert any(row["number"] == node.number and row["state"] == "alive" for row in nodes_of(wired))
     (near.path / name).unlink()
 
@@ -189,18 +189,23 @@ def test_a_node_that_refuses_connections_costs_small_files_nothing(wired: WiredC
     (far.path / "refused").mkdir()
     far.remount()
     (far.path / "refused" / "before").write_bytes(b"connections are there")
-    with wire.refuse(wired.nodes[1].address) as rules:
-        longest = 0.0
+    rules, took = wire.refuse(wired.nodes[1].address), list[float]()
+    with rules:
         for number in range(40):
             began = time.monotonic()
             (far.path / "refused" / str(number)).write_bytes(b"%d" % number * 1000)
-            longest = max(longest, time.monotonic() - began)
+            took.append(time.monotonic() - began)
     assert rules.packets > 0
-    note_stall(longest)
-    assert longest < 1
-    far.remount()
-    for number in range(40):
-        assert (far.path / "refused" / str(number)).read_bytes() == b"%d" % number * 1000
+    with rules:
+        far.remount()
+        for number in range(40):
+            began = time.monotonic()
+            content = (far.path / "refused" / str(number)).read_bytes()
+            took.append(time.monotonic() - began)
+            assert content == b"%d" % number * 1000
+    assert rules.packets > 0
+    note_stall(max(took))
+    assert max(took) < FELT_SECONDS
 
 
 @pytest.mark.long

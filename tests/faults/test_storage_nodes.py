@@ -147,8 +147,8 @@ def test_a_node_lost_in_the_middle_of_writing_goes_unnoticed(
     hung has done what it was told meanwhile."""
     mount.remount()  # Of the nodes that earlier tests hurt, a new mount thinks nothing bad.
     file = mount.path / f"written-{fault}"
-    digest, longest = write_watched(file, MEBIBYTES * MIB, getattr(victim, fault))
-    assert longest < WRITE_STALL_SECONDS_MAX
+    digest, took = write_watched(file, MEBIBYTES * MIB, getattr(victim, fault))
+    assert max(took) < WRITE_STALL_SECONDS_MAX
     mount.remount()
     assert sha256_of(file) == digest
     if fault == "pause":
@@ -176,11 +176,10 @@ def test_a_node_lost_in_the_middle_of_reading_goes_unnoticed(
         assert gets[busiest] > 0
         getattr(busiest, fault)()
 
-    read = read_watched(mount.path / name, hurt_the_busiest)
-    digest, longest = read
+    digest, took = read_watched(mount.path / name, hurt_the_busiest)
     assert digest == expected
-    assert longest < READ_STALL_SECONDS_MAX[fault]
-    assert sum(seconds > QUICK_SECONDS_MAX for seconds in read.durations) <= 1
+    assert max(took) < READ_STALL_SECONDS_MAX[fault]
+    assert sum(seconds > QUICK_SECONDS_MAX for seconds in took) <= 1
 
 
 @pytest.mark.fault("S3")
@@ -240,8 +239,8 @@ def test_a_node_whose_disk_becomes_read_only_goes_unnoticed(mounted: Cluster, mo
     (mount.path / "read-on").write_bytes(content)
     mounted.all_replicas_of("/read-on")
     with ExitStack() as faults:
-        digest, longest = write_watched(file, 60 * MIB, lambda: faults.enter_context(read_only(victim.data_dir)))
-        assert longest < WRITE_STALL_SECONDS_MAX
+        digest, took = write_watched(file, 60 * MIB, lambda: faults.enter_context(read_only(victim.data_dir)))
+        assert max(took) < WRITE_STALL_SECONDS_MAX
         wait_for(lambda: disk_state(mounted, victim) == "read-only", "it is known that the disk takes nothing")
         mount.remount()
         assert sha256_of(file) == digest
@@ -272,7 +271,7 @@ def test_a_node_out_of_descriptors_goes_unnoticed(mounted: Cluster, mount: Mount
         mount.remount()
         found, reading = read_watched(file, gather)
         assert found == digest
-        assert max(writing, reading) < WRITE_STALL_SECONDS_MAX
+        assert max(writing + reading) < WRITE_STALL_SECONDS_MAX
         assert starved.is_running
     trusted_by(mount, mounted)
     before = starved.extents()

@@ -1,4 +1,4 @@
-"""A file written or read from front to back while something happens, and how long each call of it took."""
+"""A file written or read from front to back while something happens, and how long its calls took."""
 
 from __future__ import annotations
 
@@ -12,16 +12,9 @@ from tests.support.commands import MIB, opened, pattern
 from tests.support.fault_table import note_stall
 
 
-class Watched(tuple[str, float]):  # noqa: SLOT001 - a tuple has no room for the field otherwise.
-    """The SHA-256 and the longest call in seconds, a pair for those who need no more."""
-
-    durations: list[float]
-    """Of all calls, one after the other, in seconds."""
-
-
-def write_watched(path: Path, size: int, act: Callable[[], object]) -> Watched:
-    """Writes and syncs so many bytes, `act` called after a third."""
-    digest, durations = hashlib.sha256(), list[float]()
+def write_watched(path: Path, size: int, act: Callable[[], object]) -> tuple[str, list[float]]:
+    """Writes and syncs so many bytes, `act` called after a third; their SHA-256 and the seconds of each call."""
+    digest, took = hashlib.sha256(), list[float]()
     with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
         for number, piece in enumerate(pattern(size)):
             if number == size // MIB // 3:
@@ -29,16 +22,17 @@ def write_watched(path: Path, size: int, act: Callable[[], object]) -> Watched:
             digest.update(piece)
             began = time.monotonic()
             assert os.write(descriptor, piece) == len(piece)
-            durations.append(time.monotonic() - began)
+            took.append(time.monotonic() - began)
         began = time.monotonic()
         os.fsync(descriptor)
-        durations.append(time.monotonic() - began)
-    return _watched(digest.hexdigest(), durations)
+        took.append(time.monotonic() - began)
+    note_stall(max(took))
+    return digest.hexdigest(), took
 
 
-def read_watched(path: Path, act: Callable[[], object]) -> Watched:
-    """Reads all of a file, `act` called after a third."""
-    digest, durations, at, size = hashlib.sha256(), list[float](), 0, path.stat().st_size
+def read_watched(path: Path, act: Callable[[], object]) -> tuple[str, list[float]]:
+    """Reads all of a file, `act` called after a third; its SHA-256 and the seconds of each call."""
+    digest, took, at, size = hashlib.sha256(), list[float](), 0, path.stat().st_size
     acted = False
     with opened(path, os.O_RDONLY) as descriptor:
         while at < size:
@@ -47,16 +41,10 @@ def read_watched(path: Path, act: Callable[[], object]) -> Watched:
                 act()
             began = time.monotonic()
             piece = os.read(descriptor, MIB)
-            durations.append(time.monotonic() - began)
+            took.append(time.monotonic() - began)
             assert piece
             digest.update(piece)
             at += len(piece)
     assert acted
-    return _watched(digest.hexdigest(), durations)
-
-
-def _watched(digest: str, durations: list[float]) -> Watched:
-    watched = Watched((digest, max(durations)))
-    watched.durations = durations
-    note_stall(max(durations))
-    return watched
+    note_stall(max(took))
+    return digest.hexdigest(), took
