@@ -20,6 +20,8 @@ from tests.support.wire import Wire, WiredCluster
 
 STALL_SECONDS_MAX = 5.0
 FILE_MIB = 64
+READS_MAX = 6
+"""From which node is read is up to the mount: by chance it turns to another before it meets the one that drips."""
 
 
 @pytest.fixture(scope="module")
@@ -68,19 +70,31 @@ def test_a_node_whose_answers_drip_is_done_without(
     wired: WiredCluster, far: Mount, near: Mount, links: list[BadLink]
 ) -> None:
     """A byte a second: another replica is read, the others are written, and nobody waits long."""
-    node_link = links[1]
+    node_links = links[1:]
 
-    def drip() -> None:
-        node_link.trouble = Trouble(answer_bytes_per_second=1)
+    def drip(link: BadLink) -> None:
+        link.trouble = Trouble(answer_bytes_per_second=1)
 
-    digest, writing = write_watched(far.path / "drips", FILE_MIB * MIB, drip)
+    digest, writing = write_watched(far.path / "drips", FILE_MIB * MIB, lambda: drip(node_links[0]))
     assert sha256_of(near.path / "drips") == digest
-    node_link.trouble = Trouble()
-    far.remount()
-    found, reading = read_watched(far.path / "drips", drip)
-    assert found == digest
-    assert node_link.dripped > 0
-    assert max(writing + reading) < STALL_SECONDS_MAX
+    assert node_links[0].dripped > 0
+    node_links[0].trouble = Trouble()
+    for _ in range(READS_MAX):
+        far.remount()
+        before = {link: link.answered_bytes for link in node_links}
+        dripped = sum(link.dripped for link in node_links)
+
+        def drip_from_the_most_read(before: dict[BadLink, int] = before) -> None:
+            drip(max(node_links, key=lambda one: one.answered_bytes - before[one]))
+
+        found, reading = read_watched(far.path / "drips", drip_from_the_most_read)
+        assert found == digest
+        assert max(writing + reading) < STALL_SECONDS_MAX
+        for link in node_links:
+            link.trouble = Trouble()
+        if sum(link.dripped for link in node_links) > dripped:
+            return
+    pytest.fail("no read was answered drop by drop")
 
 
 @pytest.mark.fault("N7")
@@ -133,6 +147,7 @@ def test_a_link_of_1_mbit_with_delays_resets_and_flips_is_slow_but_right(
     """200 ms there and back, one piece in twenty resets its connection, one in fifty has a wrong bit."""
     (far.path / "slow").mkdir()
     contents, longest = {}, 0.0
+    flips, resets = sum(link.flipped for link in links), sum(link.reset for link in links)
     for link in links:
         link.trouble = Trouble(delay_seconds=0.1, flips=0.02, resets=0.05)
     with wire.slow(1_000_000), Caller() as caller:
@@ -148,5 +163,7 @@ def test_a_link_of_1_mbit_with_delays_resets_and_flips_is_slow_but_right(
             contents[str(number)] = data
         assert (far.path / "slow" / "0").read_bytes() == contents["0"]
     print(f"the slowest of these files took {longest:.1f} s")
+    assert sum(link.flipped for link in links) > flips
+    assert sum(link.reset for link in links) > resets
     near.remount()
     assert {path.name: path.read_bytes() for path in (near.path / "slow").iterdir()} == contents

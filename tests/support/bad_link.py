@@ -39,6 +39,8 @@ class BadLink:
         self.trouble = Trouble()
         self.flipped = self.reset = self.dripped = 0
         """How often each has happened."""
+        self.answered_bytes = 0
+        """Of the server's answers, as they came from it."""
         name, _, port = server.rpartition(":")
         self._server = (name, int(port))
         self._chance = chance
@@ -89,6 +91,7 @@ class BadLink:
         try:
             while data := source.recv(PIECE_BYTES):
                 trouble = self.trouble
+                self.answered_bytes += len(data) * is_answer
                 time.sleep(trouble.delay_seconds)
                 if self._chance.random() < trouble.resets:
                     self.reset += 1
