@@ -230,10 +230,12 @@ class Operations(pyfuse3.Operations):
                 return
             if not pyfuse3.readdir_reply(token, b"..", _entry(parent), DOT_DOT_COOKIE):
                 return
-        async for entry in self._fs.readdir(fh, start_id):
-            shown = self._fs.listed(fh, entry)
-            if not pyfuse3.readdir_reply(token, entry.name, _entry(shown), entry.cookie):
-                return
+        while entries := await self._fs.readdir(fh, start_id):
+            for entry in entries:
+                shown = self._fs.listed(fh, entry)
+                if not pyfuse3.readdir_reply(token, entry.name, _entry(shown), entry.cookie):
+                    return
+            start_id = entries[-1].cookie
 
     @guarded
     async def releasedir(self, fh: FileHandleT) -> None:

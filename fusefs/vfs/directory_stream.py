@@ -7,7 +7,8 @@ meanwhile, and telldir(3) positions stay good.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import trio
@@ -109,8 +110,8 @@ class DirectoryStream:
         self._page: _Page | None = None
         self._listing = _Listing(metadata, cache, ino)
 
-    async def entries(self, after: int) -> AsyncIterator[Entry]:
-        """The entries whose cookies are above `after`, in order; a caller may stop at any."""
+    async def entries(self, after: int) -> Sequence[Entry]:
+        """The next entries whose cookies are above `after`, in order: at most a page, none at the directory's end."""
         after = max(after, DOT_DOT_COOKIE)
         if after == DOT_DOT_COOKIE:
             self._page = None  # From the start: rewinddir(3) sees the directory as it is now.
@@ -120,13 +121,14 @@ class DirectoryStream:
             if page is None or not page.after <= after <= page.last:
                 entries, at_end = await self._listing.read(_position(after))
                 page = self._page = _Page(after, entries, at_end)
-            for entry in page.entries:
-                if entry.cookie > after:
-                    after = entry.cookie
-                    yield entry
-            if page.at_end:
-                return
+            found = page.entries[bisect_right(page.entries, after, key=_cookie) :]
+            if found or page.at_end:
+                return found
             self._page = None
+
+
+def _cookie(entry: Entry) -> int:
+    return entry.cookie
 
 
 def _position(after: int) -> int:

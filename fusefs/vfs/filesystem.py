@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import trio
@@ -338,8 +338,9 @@ class Filesystem:
         self.files.was_read(own.attributes)
         return own, await self.files.getattr(own.attributes.parent)
 
-    def readdir(self, handle: int, after: int) -> AsyncIterator[Entry]:
-        return self._directories[handle].entries(after)
+    async def readdir(self, handle: int, after: int) -> Sequence[Entry]:
+        """As `DirectoryStream.entries`."""
+        return await self._directories[handle].entries(after)
 
     def listed(self, handle: int, entry: Entry) -> Shown:
         """The attributes of an entry just listed.
