@@ -116,12 +116,13 @@ class TrioTransport:
                     head, seals[index] = self._head(address, method, target, headers[index], body)
                     connection.send_at_once([head, *body])
             self._requests += len(asked)
-            for index, connection in asked:
-                # When one hangs, the answers of the others have come long since.
+            last = asked[-1][1] if asked else None
+            for index, connection in reversed(asked):
+                # When the one that was asked last has answered, most others have; and all long since when one hangs.
                 with trio.move_on_at(max(end, trio.current_time() + LAST_LOOK_SECONDS)) as scope:
                     timer = _Timer(scope, scope.deadline)
                     with contextlib.suppress(OSError):
-                        answer, keep = await connection.receive(method, timer)
+                        answer, keep = await connection.receive(method, timer, looks_first=connection is not last)
                         self._pools[addresses[index]].believe(answer, seals[index])
                         answers[index], connection.reusable = answer, keep
                 if scope.cancelled_caught:
@@ -385,11 +386,13 @@ class _Connection:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
-    async def receive(self, method: str, timer: _Timer) -> tuple[Answer, bool]:
-        """The answer, and whether the connection can be used again."""
+    async def receive(self, method: str, timer: _Timer, *, looks_first: bool = False) -> tuple[Answer, bool]:
+        """The answer, and whether the connection can be used again. `looks_first`: it may have come already."""
         data = b""
         while (cut := data.find(b"\r\n\r\n")) < 0:
-            await wait_readable(self.sock)
+            if not looks_first:
+                await wait_readable(self.sock)
+            looks_first = False
             try:
                 more = self.sock.recv(FIRST_READ_BYTES)
             except BlockingIOError:
