@@ -25,7 +25,8 @@ from fusefs.vfs.attribute_cache import AttributeCache
 from fusefs.vfs.chunk_map import WINDOW_CHUNKS
 from fusefs.vfs.directory_stream import DirectoryStream, Entry, learn_names
 from fusefs.vfs.handles import HandleTable
-from fusefs.vfs.open_files import Opened, OpenFiles, Shown, gives_privileges
+from fusefs.vfs.inodes import OpenInode
+from fusefs.vfs.open_files import SET_IDS, Opened, OpenFiles, Shown
 from servers.protocol.errors import DcsError, Refused
 from servers.protocol.ids import ROOT_INODE, TRASH_INODE, TRASH_NAME, InodeNumber
 from servers.protocol.limits import FILE_BYTES_MAX, NAME_BYTES_MAX, TRASH_FILES_MAX
@@ -33,7 +34,6 @@ from servers.protocol.naming_api import (
     CHUNK_SIZE_ATTRIBUTE,
     RENAME_EXCHANGE,
     REPLICAS_ATTRIBUTE,
-    Attributes,
     pack_time,
     unpack_attributes,
 )
@@ -316,6 +316,7 @@ class Filesystem:
     async def setxattr(self, ino: InodeNumber, name: bytes, value: bytes, flags: int) -> None:
         self._changeable(ino)
         await self.files.stored(ino)
+        self.files.may_give_capability(ino)
         asked_at = trio.current_time()
         (blob,) = await self._ask("setxattr", ino=ino, name=name, value=value, flags=flags)
         self.files.shown(self._cache.put(ino, blob, asked_at), 0.0)
@@ -392,14 +393,15 @@ class Filesystem:
         return self.files.open(self._cache.newest(found, asked_at), found.data_version, rows, flags)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
-        known = self.files.written_directly(handle)
-        if known is not None and gives_privileges(known):
-            await self._end_privileges(known)
+        inode = self.files.written_directly(handle)
+        if inode is not None and (inode.attributes.mode & SET_IDS or inode.attributes.xattrs != inode.plain_xattrs):
+            await self._end_privileges(inode)
         return await self.files.write(handle, offset, data)
 
-    async def _end_privileges(self, known: Attributes) -> None:
+    async def _end_privileges(self, inode: OpenInode) -> None:
         """As the kernel does before a write through its pages. Nobody tells whether the writer is privileged to keep
         set-user-id; so nobody is."""
+        known = inode.attributes
         if known.mode & stat.S_ISUID or known.mode & SETGID_TO_EXECUTE == SETGID_TO_EXECUTE:
             await self.setattr(known.ino, strip=True)
             self.files.tell_stale(known.ino)
@@ -409,3 +411,4 @@ class Filesystem:
             except Refused as error:
                 if error.errno != ENODATA:
                     raise
+                inode.plain_xattrs = known.xattrs

@@ -24,6 +24,7 @@ class OpenInode:
         "is_stored_later",
         "kept_until",
         "map",
+        "plain_xattrs",
         "reader",
         "writer",
         "written_back_at",
@@ -45,6 +46,8 @@ class OpenInode:
         """The session in which what is not committed was begun, or committed last."""
         self.written_over = 0
         """The data version that it was begun on: see `OpenFiles._commit`."""
+        self.plain_xattrs = 0
+        """Of so many extended attributes none gave a capability."""
         self.map = chunks
         self.reader = reader
         self.writer = writer

@@ -85,11 +85,6 @@ def _appends(flags: int) -> bool:
     return bool(flags & os.O_APPEND) and flags & os.O_ACCMODE != os.O_RDONLY
 
 
-def gives_privileges(attributes: Attributes) -> bool:
-    """Who runs the file may get what a write ends: only through pages does the kernel see to that."""
-    return bool(attributes.mode & SET_IDS or attributes.xattrs)
-
-
 class OpenFiles:
     def __init__(
         self,
@@ -253,7 +248,7 @@ class OpenFiles:
         handle = FileHandle(
             inode, append=bool(flags & os.O_APPEND), sync=bool(flags & os.O_DSYNC),
             writes=flags & os.O_ACCMODE != os.O_RDONLY, noatime=bool(flags & os.O_NOATIME),
-            direct=_appends(flags) and not gives_privileges(attributes), failures_told=inode.writer.failures,
+            direct=_appends(flags) and not attributes.mode & SET_IDS, failures_told=inode.writer.failures,
         )  # fmt: skip
         return Opened(self._files.add(handle), keep, handle.direct)
 
@@ -262,10 +257,16 @@ class OpenFiles:
         if self.on_stale_attributes is not None:
             self.on_stale_attributes(ino)
 
-    def written_directly(self, handle: int) -> Attributes | None:
-        """Of the handle's file, when the kernel's pages do not see what is written."""
+    def written_directly(self, handle: int) -> OpenInode | None:
+        """The handle's file, when the kernel's pages do not see what is written."""
         file = self._files[handle]
-        return file.inode.attributes if file.direct else None
+        return file.inode if file.direct else None
+
+    def may_give_capability(self, ino: InodeNumber) -> None:
+        """One of its extended attributes was set."""
+        inode = self._open.get(ino)
+        if inode is not None:
+            inode.plain_xattrs = 0
 
     def _note_version(self, table: dict[InodeNumber, int], ino: InodeNumber, version: int) -> None:
         table[ino] = version

@@ -228,9 +228,12 @@ def test_a_write_beyond_the_largest_file_is_refused(place: Path) -> None:
     assert (place / "f").read_bytes() == b"ok"
 
 
-def test_what_is_open_to_be_read_and_appended_to_cannot_be_mapped_shared(place: Path) -> None:
+@pytest.mark.parametrize("attributes", [0, 1], ids=["plain", "with an attribute"])
+def test_what_is_open_to_be_read_and_appended_to_cannot_be_mapped_shared(place: Path, attributes: int) -> None:
     """The kernel would store the changed pages as what is appended: they would land at the end of the file."""
     (place / "f").write_bytes(b"content" * 1000)
+    for number in range(attributes):
+        os.setxattr(place / "f", f"user.{number}", b"value")
     with opened(place / "f", os.O_RDWR | os.O_APPEND) as descriptor:
         with refused(errno.ENODEV):
             mmap.mmap(descriptor, 0)
