@@ -62,6 +62,7 @@ SHORT = {
 again and again trusted as at first, and garbage deleted of volumes that have nothing else."""
 COMMAND_SECONDS = 120.0
 CALL_SECONDS = 30.0
+BUSY_SECONDS = 5.0
 DRAIN_SECONDS = 120.0
 """Longer than the lease of a session that was killed."""
 
@@ -140,7 +141,13 @@ class Mount:
 
     def unmount(self) -> None:
         """All that was written is stored and the daemon has ended well."""
-        subprocess.run(["fusermount3", "-u", str(self.path)], check=True, capture_output=True, timeout=CALL_SECONDS)
+        command = ["fusermount3", "-u", str(self.path)]
+
+        def is_unmounted() -> bool:
+            return subprocess.run(command, capture_output=True, timeout=CALL_SECONDS).returncode == 0
+
+        # Whoever looks up a path in it at this very moment, any program of the machine, makes it busy.
+        wait_for(is_unmounted, f"nobody uses {self.path} any more", BUSY_SECONDS)
         wait_for(lambda: not self.process.is_running, f"the daemon of {self.path} has ended", 60)
         assert self.process.exit_status == 0, self.process.log_tail()
 
