@@ -50,8 +50,8 @@ def test_nodes_lists_them_with_what_they_report(shared_cluster: Cluster) -> None
     assert sorted(row["address"] for row in rows) == sorted(node.address for node in shared_cluster.nodes)
     headings, *lines = shared_cluster.dcs("nodes").stdout.decode().splitlines()
     assert headings.split() == [
-        "node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store", "rack",
-        "uuid",
+        "node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store",
+        "stored", "read", "rack", "uuid", "slowest",
     ]  # fmt: skip
     assert sum("alive" in line and " ms " in line for line in lines) == 3
 

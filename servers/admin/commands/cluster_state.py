@@ -113,25 +113,25 @@ def nodes(ctx: typer.Context, json: Json = False, watch: Watch = False) -> None:
 
 
 def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
-    headings = ("node", "address", "state", "used", "free", "total", "disks", "replicas", "disk errors", "scrubbed",
-                "store", "stored", "read", "errors", "rack", "uuid", "slowest requests")  # fmt: skip
+    headings = ("node", "address", "state", "used", "free", "total", "disks", "replicas", "errors", "scrubbed", "store",
+                "stored", "read", "rack", "uuid", "slowest")  # fmt: skip
     cells = (
         (
             row["id"], row["address"], _state(row), human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
             human_bytes(row["total_bytes"]), disk_states(row["disks"]), sum(disk["replicas"] for disk in row["disks"]),
-            sum(disk["errors"] for disk in row["disks"]), scrubbed(row["disks"], time.time()), f"{row['store_ms']} ms",
-            human_bytes(row["stored_bytes"]), human_bytes(row["read_bytes"]), errors_in_words(row["errors"]),
-            row["rack"] or "-", row["uuid"], requests_in_words(row["requests"][:1]),
+            errors_in_words({**row["errors"], "disk": sum(disk["errors"] for disk in row["disks"])}),
+            scrubbed(row["disks"], time.time()), f"{row['store_ms']} ms",
+            human_bytes(row["stored_bytes"]), human_bytes(row["read_bytes"]), row["rack"] or "-", row["uuid"],
+            requests_in_words(row["requests"][:1]),
         )
         for row in rows
     )  # fmt: skip
-    numbers = ("node", "used", "free", "total", "replicas", "disk errors", "scrubbed", "store", "stored", "read")
+    numbers = ("node", "used", "free", "total", "replicas", "scrubbed", "store", "stored", "read")
     print_table(headings, cells, numbers=numbers)
 
 
 def _print_mounts(rows: Iterable[dict[str, Any]]) -> None:
-    headings = ("mount", "host", "stored", "fetched", "cache hits", "unwritten", "open", "lost", "errors",
-                "slowest requests")  # fmt: skip
+    headings = ("mount", "host", "stored", "fetched", "cache hits", "unwritten", "open", "lost", "errors", "slowest")
     cells = (
         (
             row["what"].removeprefix("mount of "), row["host"], human_bytes(row["stored_bytes"]),
