@@ -84,7 +84,8 @@ class Kept:
 
 
 class MetadataClient:
-    """One session's operations at a time: `begin_session` starts the numbering anew."""
+    """One session's operations at a time: `begin_session` starts the numbering anew. In session 0 nothing is asked but
+    for another one."""
 
     def __init__(self, naming: NamingClient, nursery: trio.Nursery) -> None:
         self._naming = naming
@@ -118,6 +119,7 @@ class MetadataClient:
         """As `ask`, with a deadline of so many seconds; a mutation in that session or not at all. Raises SessionLost
         when another has begun. One that is `kept` is not given up at the deadline: see `ask_again`."""
         deadline = trio.current_time() + seconds
+        self._expect_session(verb)
         if verb not in MUTATIONS:
             reply, _ = await self._send(Operation(verb, 0, pack_arguments(arguments)), deadline)
             return read_reply(verb, reply)
@@ -152,6 +154,10 @@ class MetadataClient:
         finally:
             if kept is None or not kept.is_open:
                 self._settle(session, n)
+
+    def _expect_session(self, verb: str) -> None:
+        if not self.session and verb != "session_open":
+            raise SessionLost(f"{verb}: there is no session")
 
     async def _wait_for_window(self, verb: str, deadline: float) -> None:
         """The oldest operation without an answer is not too far behind. Raises Unavailable at the deadline."""

@@ -83,6 +83,7 @@ class Session:
         """Raises Unavailable where the naming server has another volume now: its inodes have the numbers of ours."""
         uuid = facts[b"uuid"].decode()
         if self.facts.uuid not in ("", uuid):
+            self._metadata.begin_session(SessionNumber(0))  # There the number of ours may be another's.
             raise Unavailable(f"the naming server has volume {uuid} now, not {self.facts.uuid}, which is mounted here")
 
     def _learn(self, facts: dict[bytes, Any]) -> None:

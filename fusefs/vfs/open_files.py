@@ -9,6 +9,7 @@ Between two awaits a verb is alone. Every verb raises only what `servers.protoco
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -35,7 +36,7 @@ from fusefs.vfs.inodes import OpenInode
 from fusefs.vfs.write_back import WriteBack
 from fusefs.vfs.write_budget import WriteBudget
 from servers.protocol.checksum import Buffer
-from servers.protocol.errors import DcsError, Refused, SessionLost, Unavailable
+from servers.protocol.errors import DcsError, Refused, SessionLost, TryAgain, Unavailable
 from servers.protocol.geometry import Segment
 from servers.protocol.ids import ExtentId, InodeNumber, NodeNumber
 from servers.protocol.limits import KIB
@@ -47,6 +48,7 @@ NODE_SYNC_SECONDS = 60.0
 """A storage node syncs all it has by itself within 5 s, or as soon as a slow disk can: then no barrier is needed."""
 NODES_PAUSE_SECONDS = 0.5
 """Between two looks at the table of nodes while too few of them are known to live."""
+LOOK_AGAIN_SECONDS = 1.0
 REGISTER_SECONDS = 0.5
 REGISTER_MAX = 1024
 TRIM_SECONDS = 10.0
@@ -156,10 +158,14 @@ class OpenFiles:
             self._note_version(self._told, attributes.ino, attributes.data_version)
         inode = self._open.get(attributes.ino)
         if inode is not None:
+            before = inode.attributes
             inode.learn(attributes)
-            if inode.attributes.data_version > inode.map.version:
-                inode.map.forget(inode.attributes.data_version, inode.attributes.size)
-                self._pages_moved(attributes.ino)  # Size and times, by which the kernel would know, may be the same.
+            now = inode.attributes
+            if now.data_version > inode.map.version:
+                inode.map.forget(now.data_version, now.size)
+                # By size and time of change the kernel knows old pages. Compaction changes no time, and no content.
+                if (now.size, now.mtime_ns) == (before.size, before.mtime_ns) and now.ctime_ns != before.ctime_ns:
+                    self._pages_moved(now.ino)
             attributes = inode.shown()
         return Shown(self._accesses.shown(attributes), seconds, entry_seconds)
 
@@ -313,11 +319,19 @@ class OpenFiles:
     async def read(self, handle: int, offset: int, size: int) -> Buffer:
         file = self._files[handle]
         inode = file.inode
-        if (file.direct or offset + size > inode.size) and not inode.writer.is_dirty:
-            await self.getattr(inode.ino)  # Others may have changed it: past the pages the kernel does not ask.
+        if not inode.writer.is_dirty:
+            if offset + size > inode.size:
+                await self.getattr(inode.ino)  # Others may have made it longer.
+            elif file.direct:
+                await self._look_again(inode.ino)
         if not file.noatime:
             self._accesses.read(inode.ino, inode.attributes.atime_ns, inode.changed_ns)
         return await inode.reader.read(offset, size, inode.size, file.pattern, self._nursery)
+
+    async def _look_again(self, ino: InodeNumber) -> None:
+        """What others have changed is known, unless the naming server is away: the kernel does not ask here."""
+        with trio.move_on_after(LOOK_AGAIN_SECONDS), contextlib.suppress(TryAgain, Unavailable):
+            await self.getattr(ino)
 
     async def write(self, handle: int, offset: int, data: bytes) -> int:
         file = self._files[handle]

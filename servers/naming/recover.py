@@ -24,8 +24,8 @@ from typing import Any
 
 from servers.client.http import HttpxTransport
 from servers.client.storage import StorageClient
-from servers.naming.background.repair import MOVED, MOVES_PER_CALL, held_of
-from servers.naming.background.repair_plan import Held
+from servers.naming.background.repair import MOVED, MOVES_PER_CALL
+from servers.naming.background.repair_plan import Held, held_of
 from servers.naming.keyspace import glob_literal, prefix
 from servers.naming.lost_found import Found, LostFile, plan_files
 from servers.naming.redis_connection import Connection, connect

@@ -252,7 +252,11 @@ class ExtentStore:
 
     def _open(self, extent: ExtentId) -> Replica:
         trouble: DcsError | OSError = ExtentMissing(f"{extent_text(extent)} is not here")
-        for disk in sorted(self.disks, key=lambda disk: disk.health.state is DiskState.FAILED):
+
+        def is_last_choice(disk: Disk) -> bool:
+            return disk.health.state is DiskState.FAILED or disk.damaged.is_unmoved(extent)
+
+        for disk in sorted(self.disks, key=is_last_choice):
             try:
                 return open_replica(disk, extent)
             except ExtentMissing:

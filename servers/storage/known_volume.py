@@ -40,8 +40,8 @@ class KnownVolume:
         return None if self._ahead_ms is None else int(self._ahead_ms + time.monotonic() * 1000)
 
     def learn(self, uuid: str, seq: int, now_ms: int = 0) -> None:
-        """The first volume is kept for good; it and each later change on stable storage, so that a loss of power leaves
-        one or the other. Raises OSError when no disk takes the first.
+        """The first volume is kept for good and on stable storage; its later changes, soon, over the one before: a loss
+        of power leaves one or the other. Raises OSError when no disk takes the first.
 
         `now_ms` is Redis's time as it was told, 0 when it was not."""
         is_first = not self.uuid
@@ -49,15 +49,13 @@ class KnownVolume:
             self._ahead_ms = now_ms - time.monotonic() * 1000
         if (not is_first and uuid != self.uuid) or (seq <= self.seq and not is_first):
             return
-        text = f"{uuid} {seq}\n"
+        text = f"{uuid} {seq:016d}\n"
         if _TEXT.fullmatch(text) is None:
             raise ValueError(f"not a volume: {uuid[:40]!r} {seq}")
         failed: list[OSError] = []
         for path in self._paths:
             try:
                 _write(path, text)
-                if is_first:
-                    sync_directory(path.parent)
             except OSError as error:
                 failed.append(error)
         if is_first and len(failed) == len(self._paths):
@@ -79,6 +77,18 @@ def _read(path: Path) -> tuple[str, int]:
 
 
 def _write(path: Path, text: str) -> None:
+    """In place, where it is as long already, and less than a disk writes at once: heartbeats do not wait for a sync."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        pass
+    else:
+        try:
+            if os.fstat(fd).st_size == len(text):
+                os.pwrite(fd, text.encode(), 0)
+                return
+        finally:
+            os.close(fd)
     beside = path.with_name("volume.new")
     fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -87,3 +97,4 @@ def _write(path: Path, text: str) -> None:
     finally:
         os.close(fd)
     beside.replace(path)
+    sync_directory(path.parent)

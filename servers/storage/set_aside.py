@@ -79,6 +79,9 @@ class Damaged:
         with self._lock:
             self._unmoved.setdefault(extent, False)
 
+    def is_unmoved(self, extent: ExtentId) -> bool:
+        return extent in self._unmoved
+
     def unmoved_unreported(self) -> list[ExtentId]:
         with self._lock:
             return [extent for extent, is_reported in self._unmoved.items() if not is_reported]

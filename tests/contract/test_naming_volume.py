@@ -135,6 +135,8 @@ def test_nodes_tell_a_new_naming_server_what_its_redis_has_forgotten(make_cluste
     cluster.dcs("mkdir", "/instead", expect=1)
     assert b"No such file" not in cluster.dcs("read", "/a", "-", expect=1).stderr
     expect_nothing_is_deleted(cluster, before)
+    new = {"uuid": "a" * 32, "address": "127.0.0.1:1", "used_bytes": 0, "free_bytes": 9, "total_bytes": 9, "space": "s"}
+    assert cluster.rest("POST", "/register_storage", new).status_code == 503, "it would keep to this volume for good"
     status = cluster.status()
     assert status["nodes"] == []
     assert "no storage node ever belonged" in status["safe_because"]

@@ -65,6 +65,16 @@ async def test_operations_wait_for_one_that_is_half_a_window_behind() -> None:
             assert (await client.ask("mkdir"))[0] == 1
 
 
+async def test_without_a_session_nothing_is_asked_but_for_one() -> None:
+    """Reads neither: the naming server may have another volume."""
+    async with trio.open_nursery() as nursery:
+        client = MetadataClient(cast(NamingClient, Naming()), nursery)
+        for verb in ("lookup", "mkdir", "session_renew"):
+            with pytest.raises(SessionLost):
+                await client.ask(verb)
+        assert await client.ask("session_open") == [0, 0]
+
+
 @pytest.mark.parametrize("is_answered", [True, False])
 async def test_it_is_known_whether_a_lost_session_may_have_done_an_operation(is_answered: bool) -> None:
     """Not where the first server that was asked says that the session is over."""

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from servers.naming.background.repair import held_of
-from servers.naming.background.repair_plan import Held
+from servers.naming.background.repair_plan import Held, held_of
 from servers.protocol.ids import ExtentId, NodeNumber
 from servers.protocol.naming_api import pack_nodes
 from tests.support.volume import Session, Volume
@@ -174,16 +173,42 @@ def test_a_copy_that_was_stored_after_its_writer_had_given_the_node_up_is_droppe
     segment, unknown = session.segment(0, 10, nodes(1, 2, 3)), session.new_extent()
     session.commit(session.create(1, b"f").ino, {0: [segment]})
     fetching(volume, segment.extent, 5, within_ms=60_000)
+
+    def strays(node: int) -> list[Held]:
+        return held_of(volume.call("strays", node=node, extents=[segment.extent, unknown])[0])
+
+    def drop(node: int, grace_ms: int = 60_000) -> None:
+        volume.call("drop_strays", node=node, extents=[segment.extent, unknown], grace_ms=grace_ms)
+
+    assert strays(4) == [Held(segment.extent, nodes(1, 2, 3), 10, 3)]
+    assert strays(1) == strays(5) == []
     for node in (1, 4, 5):
-        volume.call("strays", node=node, extents=[segment.extent, unknown], grace_ms=60_000)
+        drop(node)
     assert volume.status()["dropped"] == 1
     assert dropped(volume) == {}
+    assert strays(4) == []
     volume.client.zadd(f"{volume.key}:dropped", {segment.extent + pack_nodes(nodes(4)): 1})
-    volume.call("strays", node=4, extents=[segment.extent], grace_ms=60_000)
+    drop(4)
     assert dropped(volume) == {(segment.extent, 4): pack_nodes(nodes(1, 2, 3))}
     volume.client.hset(f"{volume.key}:volume", "held", "a test")
-    volume.call("strays", node=6, extents=[segment.extent], grace_ms=0)
+    assert strays(6) == []
+    drop(6, grace_ms=0)
     assert volume.status()["dropped"] == 1
+
+
+def test_a_stray_stays_while_a_copy_that_the_map_names_is_damaged_or_in_doubt(volume: Volume, session: Session) -> None:
+    """It may be the only good one."""
+    segment = session.segment(0, 10, nodes(1, 2, 3))
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    stray = {"node": 4, "extents": [segment.extent]}
+    volume.client.hset(f"{volume.key}:doubted", "2", "1")
+    assert volume.call("strays", **stray) == [[]]
+    volume.client.hdel(f"{volume.key}:doubted", "2")
+    assert len(volume.call("strays", **stray)[0]) == 4
+    volume.call("damage", extent=segment.extent, node=3, why=b"a test")
+    assert volume.call("strays", **stray) == [[]]
+    volume.call("drop_strays", **stray, grace_ms=0)
+    assert dropped(volume) == {}
 
 
 def test_what_was_copied_and_came_into_no_map_is_deleted_and_then_does_not_come_into_one(

@@ -125,6 +125,19 @@ def test_empty_files_and_symlinks_are_kept_too(kept: Volume) -> None:
     assert (status["files"], status["trash"], status["trash_bytes"]) == (2, 0, 0)
 
 
+def test_empty_files_take_half_of_the_places_at_most(kept: Volume) -> None:
+    """There are five here."""
+    session = kept.session()
+    for n in range(4):
+        session.closed(1, b"lock %d" % n)
+        session.unlink(1, b"lock %d" % n)
+    assert len(trash(kept)) == 3
+    inodes = [write(session, b"%d" % n) for n in range(2)]
+    for n in range(2):
+        session.unlink(1, b"%d" % n)
+    assert set(inodes) <= set(trash(kept))
+
+
 def test_what_is_not_kept(kept: Volume) -> None:
     """Files that somebody has open, other names of a file, what is overwritten by a rename, special files."""
     session = kept.session()

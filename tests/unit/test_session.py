@@ -31,6 +31,7 @@ class Volume:
         self._answers_after = answers_after
         self.is_away = False
         self.uuid = b"one"
+        self.begun: list[int] = []
 
     async def ask(self, verb: str, /, **arguments: Any) -> list[Any]:
         await trio.sleep(self._answers_after / 2)
@@ -41,7 +42,8 @@ class Volume:
 
     session = 1
 
-    def begin_session(self, number: int) -> None: ...
+    def begin_session(self, number: int) -> None:
+        self.begun.append(number)
 
     async def nodes(self) -> list[Any]:
         if self.is_away:
@@ -97,6 +99,10 @@ async def test_another_volume_in_place_of_the_first_is_not_worked_with() -> None
         await session.renew_lost(SessionNumber(1))
     assert session.facts.uuid == "one"
     assert session.sessions_lost == 0
+    assert volume.begun == [1, 0], "the number of its session may be another's there"
+    volume.uuid = b"one"
+    await session.renew_lost(SessionNumber(1))
+    assert volume.begun == [1, 0, 1]
 
 
 class Metadata(Volume):

@@ -15,10 +15,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from servers.naming.background.strays import drop_strays
 from servers.naming.keyspace import prefix
 from servers.naming.service import Service, rest_after
 from servers.protocol.errors import DcsError, NodeFailed, Refused, TryAgain
@@ -41,8 +42,6 @@ SIGHT_EXTENTS = 512
 FORGOTTEN_PER_RUN = 10_000
 STRAY_TURNS = 16
 """Strays are looked for among a part of the extents in each run: their chunks have to be read for it."""
-STRAYS_LOOKED_AT = 64
-"""In one call: Redis is held for a millisecond."""
 
 
 async def reap(service: Service) -> None:
@@ -244,15 +243,10 @@ class GarbageCollector:
             for at in range(0, len(names), SIGHT_EXTENTS):
                 rows = await self._service.ask_gently("sight", extents=names[at : at + SIGHT_EXTENTS])
                 since_ms.update({ExtentId(e): int(ms) for e, ms in zip(rows[::2], rows[1::2], strict=True)})
-            await self._note_strays(node.number, [name for name in names if name[-1] % STRAY_TURNS == self._turn])
+            some = [name for name in names if name[-1] % STRAY_TURNS == self._turn]
+            await drop_strays(self._service, node.number, some, self._grace_ms)
             if after is None:
                 return held, since_ms
-
-    async def _note_strays(self, node: NodeNumber, names: Sequence[ExtentId]) -> None:
-        """Copies that the node has and no map names: it stored them when their writer had given it up."""
-        for at in range(0, len(names), STRAYS_LOOKED_AT):
-            part = names[at : at + STRAYS_LOOKED_AT]
-            await self._service.ask_gently("strays", node=node, extents=part, grace_ms=self._grace_ms)
 
     async def _delete(self, node: NodeView, due: tuple[ExtentId, ...]) -> set[ExtentId]:
         # In one step Redis looks again and sees to it that nobody commits them any more: only then they may go.

@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Any
 
 from servers.naming.background.rebalance_plan import rebalance_step, surplus_bytes
-from servers.naming.background.repair import SURVEY_COUNT, Repair, held_of
-from servers.naming.background.repair_plan import Copy, Outlook
+from servers.naming.background.repair import SURVEY_COUNT, Repair
+from servers.naming.background.repair_plan import Copy, Outlook, held_of
 from servers.naming.service import Service
 from servers.protocol.ids import NodeNumber
 from servers.protocol.limits import MIB

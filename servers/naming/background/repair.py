@@ -38,6 +38,7 @@ from servers.naming.background.repair_plan import (
     Replica,
     Step,
     good_copies,
+    held_of,
     lacking,
     look_out,
     next_step,
@@ -48,7 +49,7 @@ from servers.naming.membership import Member
 from servers.naming.service import Service, alive
 from servers.protocol.errors import AccessDenied, DcsError, NodeFailed, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber, extent_text
-from servers.protocol.naming_api import pack_nodes, unpack_nodes
+from servers.protocol.naming_api import pack_nodes
 from servers.protocol.placement import NodeView
 
 log = logging.getLogger(__name__)
@@ -458,11 +459,18 @@ class Repair:
         answer = asyncio.create_task(asking)
         try:
             while not (await asyncio.wait({answer}, timeout=LISTEN_SECONDS))[0]:
-                if node.number not in {view.number for view in alive(await self._service.nodes())}:
+                if not await self._is_heard(node.number) and not answer.done():
                     raise TryAgain("it is not heard of any more")
             return answer.result()
         finally:
             answer.cancel()
+
+    async def _is_heard(self, number: NodeNumber) -> bool:
+        """As far as anybody can say: while Redis is away nobody is heard of."""
+        try:
+            return number in {view.number for view in alive(await self._service.nodes())}
+        except DcsError:
+            return True
 
     async def _forget_gone(self, extents: Sequence[ExtentId]) -> set[ExtentId]:
         """Those of them that no file shows any more: rewritten or removed while they waited here."""
@@ -547,11 +555,14 @@ class Repair:
     async def _tell(self) -> None:
         survey = self._surveyed
         good_left = Counter(survey.beyond if survey else ())
+        under_replicated = good_left.total()
         async for held in unhurried((*self._queue, *self._idle)):
             if self._is_short(held):
-                good_left[self._danger(held)] += 1
+                good = self._danger(held)
+                good_left[good] += 1
+                under_replicated += good < held.target  # Copies on a node that is being emptied are good.
         found: dict[str, Any] = {  # Any: what msgpack takes.
-            "under_replicated": good_left.total(),
+            "under_replicated": under_replicated,
             "missing": good_left.pop(0, 0),
             "by_danger": {str(good): count for good, count in good_left.items()},
             "paused": self._outlook.is_paused,
@@ -575,13 +586,3 @@ async def unhurried(many: Iterable[Held]) -> AsyncIterator[Held]:
         yield held
         if count % LOOKED_AT_ONCE == 0:
             await asyncio.sleep(0)
-
-
-def held_of(rows: Sequence[Any]) -> list[Held]:
-    """The rows that lua/repair.lua gives; an extent that several chunks show is there once, with the longest part."""
-    found: dict[ExtentId, Held] = {}
-    for extent, nodes, length, target in zip(rows[::4], rows[1::4], rows[2::4], rows[3::4], strict=True):
-        known = found.get(extent)
-        longest = max(length, known.length) if known else length
-        found[ExtentId(extent)] = Held(ExtentId(extent), unpack_nodes(nodes), longest, target)
-    return list(found.values())

@@ -16,10 +16,12 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from servers.naming.membership import Member, Patience
 from servers.protocol.errors import TooFewNodes
 from servers.protocol.ids import ExtentId, NodeNumber
+from servers.protocol.naming_api import unpack_nodes
 from servers.protocol.placement import NodeView, choose_nodes
 
 VANISHED_SHARE_MAX = 0.3
@@ -40,6 +42,16 @@ class Held:
     """At least."""
     target: int
     """So many copies are asked for."""
+
+
+def held_of(rows: Sequence[Any]) -> list[Held]:
+    """The rows that lua/repair.lua gives; an extent that several chunks show is there once, with the longest part."""
+    found: dict[ExtentId, Held] = {}
+    for extent, nodes, length, target in zip(rows[::4], rows[1::4], rows[2::4], rows[3::4], strict=True):
+        known = found.get(extent)
+        longest = max(length, known.length) if known else length
+        found[ExtentId(extent)] = Held(ExtentId(extent), unpack_nodes(nodes), longest, target)
+    return list(found.values())
 
 
 @dataclass(frozen=True, slots=True)

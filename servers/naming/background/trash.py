@@ -46,5 +46,7 @@ class TrashKeeper:
             return
         files, freed = await service.store.ask("empty_trash", count=EXTENTS_PER_CALL_MAX, bytes=wanted)
         self.emptied += files
+        if not freed:
+            return  # Empty ones: the next turn goes on with those behind them.
         self._settled_at = time.monotonic() + service.settings.condemned_grace_seconds + SETTLE_SECONDS
         log.warning("%d removed files, %d bytes, left the trash early: the disks are getting full", files, freed)

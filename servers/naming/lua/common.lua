@@ -263,7 +263,10 @@ function Call:discard(ino, parent, name)
   local keep_ms = self:setting('trash_ms') or 0
   if keep_ms == 0 or call('EXISTS', self:key('o', ino)) == 1 then return end
   local trash = self.K .. ':trash'
-  if call('ZCARD', trash) >= LIMIT.trash then
+  local count = call('ZCARD', trash)
+  -- Half of the places are for what holds something: locks that come and go do not drive it out.
+  if not is_directory and inode[STORED] == 0 and count >= LIMIT.trash / 2 then return end
+  if count >= LIMIT.trash then
     local oldest = call('ZRANGE', trash, 0, 0)[1]
     self:out_of_trash(oldest)
     if call('ZSCORE', self.K .. ':orphans', oldest) then self:orphan(tonumber(oldest), 0) end

@@ -50,7 +50,7 @@ end
 
 -- heartbeat {uuid, address, rack, space, used, free, total, volume, seq, silence_ms, calm_ms, store_ms?} -> node
 -- number, volume's uuid, seq, why it is in SAFE mode or '', now in ms
--- EXDEV for a node of another volume, ESTALE for one that was forgotten. SAFE mode for a node that was told of a later
+-- EXDEV for a node of another volume, ESTALE for one that was forgotten, EROFS for a new one in SAFE mode. SAFE mode for a node that was told of a later
 -- change than is here, and for one of another volume where this one never had a node: Redis is another, or was emptied.
 internal('heartbeat', {}, {
   uuid = 'bytes', address = 'bytes', rack = 'bytes', space = 'bytes', used = 'count', free = 'count', total = 'count',
@@ -59,9 +59,9 @@ internal('heartbeat', {}, {
   local numbers, seq = c.K .. ':node_numbers', c:setting('seq')
   if a.volume ~= '' and a.volume ~= argv[4] then
     if c:setting('next_node') == 0 then
-      enter_safe_mode(c, string.format('no storage node ever belonged to this volume, but one has come that keeps '
-        .. 'extents of volume %s: this Redis is empty, or another. Start the right one; or dcs recover; or, if the old '
-        .. 'extents are not wanted, empty this Redis again and give the node an empty data directory', a.volume))
+      enter_safe_mode(c, string.format('no storage node ever belonged to this volume, but one of volume %s has come: '
+        .. 'this Redis is empty, or another. Start the right one; or dcs recover; or, if what that node has is not '
+        .. 'wanted, stop the naming servers, empty this Redis, and give the node an empty data directory', a.volume))
     end
     return { EXDEV }
   end
@@ -71,6 +71,7 @@ internal('heartbeat', {}, {
   if call('SISMEMBER', c.K .. ':forgotten', a.uuid) == 1 then return { ESTALE } end
   local number = call('HGET', numbers, a.uuid)
   if not number then
+    if c.safe then return { EROFS } end -- It would keep to this volume from then on.
     number = text(call('HINCRBY', c.K .. ':volume', 'next_node', 1))
     call('HSET', numbers, a.uuid, number)
   end

@@ -246,16 +246,36 @@ internal('dropped', {}, { count = 'count' }, function(c, a)
   return reply
 end)
 
--- strays {node, extents, grace_ms} -> ; of these, which lie on the node, those that some file shows, but not there, are
--- deleted after the grace: stored when their writer had given that node up. What is being copied there is none of them.
-internal('strays', {}, { node = 'id', extents = 'list', grace_ms = 'count' }, function(c, a)
-  if not c:may_delete() then return { 0 } end
+-- The row of an extent that lies on the node though the file that shows it does not look for it there: stored when its
+-- writer had given that node up. Not what is being copied there, is to be deleted already, or lacks a good copy.
+local function stray(c, extent, node)
+  local replica, owner, inode, nodes, length = struct.pack('>I2', node), c:whereabouts(extent)
+  if not nodes or set_of_nodes(nodes)[replica] or #good_ones(c, extent, nodes) < #nodes then return nil end
+  for _, key in ipairs({ ':fetching', ':dropped' }) do
+    if call('ZSCORE', c.K .. key, extent .. replica) then return nil end
+  end
+  for i = 1, #nodes, 2 do
+    if call('HEXISTS', c.K .. ':doubted', text(struct.unpack('>I2', nodes, i))) == 1 then return nil end
+  end
+  return { extent, nodes, length, inode[REPLICAS] }
+end
+
+-- strays {node, extents} -> rows of those of the extents, which lie on the node, that no map looks for there
+read('strays', { node = 'id', extents = 'list' }, function(c, a)
   if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
-  local node = struct.pack('>I2', a.node)
-  for _, extent in ipairs(a.extents) do
-    local is_there, nodes = is_shown_on(c, extent, node)
-    if nodes and not is_there and not call('ZSCORE', c.K .. ':fetching', extent .. node) then
-      call('ZADD', c.K .. ':dropped', 'NX', text(c.ms + a.grace_ms), extent .. node)
+  local rows = {}
+  for _, extent in ipairs(c:may_delete() and a.extents or {}) do
+    for _, value in ipairs(stray(c, extent, a.node) or {}) do rows[#rows + 1] = value end
+  end
+  return { 0, rows }
+end)
+
+-- drop_strays {node, extents, grace_ms} -> ; those that are strays still are deleted after the grace
+internal('drop_strays', {}, { node = 'id', extents = 'list', grace_ms = 'count' }, function(c, a)
+  if #a.extents > LIMIT.extents or not texts(a.extents) then return { EINVAL } end
+  for _, extent in ipairs(c:may_delete() and a.extents or {}) do
+    if stray(c, extent, a.node) then
+      call('ZADD', c.K .. ':dropped', text(c.ms + a.grace_ms), extent .. struct.pack('>I2', a.node))
     end
   end
   return { 0 }
