@@ -26,7 +26,8 @@ import msgpack
 import redis
 
 from servers.client.naming import read_reply
-from servers.naming.background.garbage import SIGHT_EXTENTS
+from servers.naming.background.garbage import SIGHT_EXTENTS, STRAY_TURNS
+from servers.naming.background.strays import LOOKED_AT_ONCE
 from servers.naming.service import rest_after
 from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import OPS_PATH, Operation, pack_arguments, pack_batch, pack_nodes, unpack_replies
@@ -144,8 +145,13 @@ def die(cluster: Cluster, node: Node) -> None:
 
 def judge(volume: Volume, extents: int) -> Iterator[None]:
     for first in range(0, extents, SIGHT_EXTENTS):
-        ask_gently(volume, "sight", extents=[extent_id(WRITER, n) for n in range(first, first + SIGHT_EXTENTS)])
+        names = [extent_id(WRITER, n) for n in range(first, first + SIGHT_EXTENTS)]
+        ask_gently(volume, "sight", extents=names)
         yield
+        some = [name for name in names if name[-1] % STRAY_TURNS == 0]
+        for at in range(0, len(some), LOOKED_AT_ONCE):
+            ask_gently(volume, "strays", node=1, extents=some[at : at + LOOKED_AT_ONCE])
+            yield
 
 
 def ask_gently(volume: Volume, verb: str, **arguments: Any) -> list[Any]:
