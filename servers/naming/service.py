@@ -90,13 +90,14 @@ class Service:
         return await self.gently(self.store.ask(verb, **arguments))
 
     async def parts_of_map(self, key: bytes) -> AsyncIterator[list[bytes]]:
-        """Of a file's chunk map: index, segments, index, ...; some of them twice, perhaps."""
-        cursor = b"0"
-        while True:
+        """Of a file's chunk map: index, segments, index, ...; some of them twice, perhaps.
+
+        Only large ones need a rest: of small ones Redis has it while the next is asked for."""
+        cursor, part = await self.store.command("HSCAN", key, "0", "COUNT", CHUNKS_PER_CALL_MAX)
+        yield part
+        while cursor != b"0":
             cursor, part = await self.gently(self.store.command("HSCAN", key, cursor, "COUNT", CHUNKS_PER_CALL_MAX))
             yield part
-            if cursor == b"0":
-                return
 
     async def change(self, verb: str, /, **arguments: Any) -> list[Any]:
         """A mutation in the server's own session. Raises Refused."""

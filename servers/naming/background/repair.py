@@ -281,9 +281,8 @@ class Repair:
             self._recounting.extend((ino, change, b"0") for ino, change in zip(some[::2], some[1::2], strict=True))
         while self._recounting and time.monotonic() < until:
             ino, change, cursor = self._recounting.popleft()
-            cursor, found = await self._service.ask_gently(
-                "recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change
-            )
+            ask = store.ask if cursor == b"0" else self._service.ask_gently  # Between small files Redis rests anyway.
+            cursor, found = await ask("recount_file", ino=ino, cursor=cursor, count=LISTED_PER_TURN, change=change)
             if cursor != b"0":
                 self._recounting.appendleft((ino, change, cursor))
             rows = held_of(found)
