@@ -1,6 +1,6 @@
 """What background jobs cost a metadata call in a volume with many extents.
 
-    python -m tests.bench.million [EXTENTS]
+    python -m tests.bench.million [EXTENTS [JOB...]]
 
 Fills a real Redis, its log synced before each answer, with EXTENTS (1,000,000) files of one extent each, and then asks
 the naming server for one change of an attribute after the other while a job walks over all of it as fast as it may;
@@ -64,7 +64,8 @@ def main() -> None:
             "garbage": lambda: judge(volume, extents),
             "snapshot": lambda: snapshot(client),
         }
-        for name, job in jobs.items():
+        for name in sys.argv[2:] or jobs:
+            job = jobs[name]
             wait_for(lambda: not is_surveying(cluster), "no survey is under way", SURVEY_SECONDS_MAX)
             show("none", cluster, nothing)
             show(name, cluster, job)
