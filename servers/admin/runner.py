@@ -37,7 +37,7 @@ def run(naming_urls: str | None, work: Callable[[Connection], Awaitable[T]]) -> 
     try:
         return asyncio.run(_until_signalled(connected()))
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        raise first_of(group) from group
 
 
 async def _until_signalled(work: Coroutine[Any, Any, T]) -> T:
@@ -58,7 +58,8 @@ async def _until_signalled(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def _first(error: BaseException) -> BaseException:
+def first_of(error: BaseException) -> BaseException:
+    """The first error of a group, however deep."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

@@ -1,8 +1,8 @@
 """Making a file out of a stream: chunks to the nodes' disks, then the map, then the name.
 
 The chunks go to their nodes a few at a time, each to all its nodes at once, and are committed
-in groups to an inode without a name; the last step publishes it. So nobody ever sees half a
-file, and what a run leaves that ends early is forgotten with its session.
+in groups, at least every COMMIT_SECONDS, to an inode without a name; the last step publishes it.
+So nobody ever sees half a file, and what a run leaves that ends early is forgotten with its session.
 
 As strict as the REST interface at the start: nothing begins with fewer nodes than replicas are
 wanted. A node lost on the way is replaced; where none is left to replace it, going on with
@@ -12,6 +12,7 @@ wanted. A node lost on the way is replaced; where none is left to replace it, go
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import time
@@ -23,6 +24,7 @@ from servers.admin.errors import Problem, about
 from servers.admin.local_source import LocalSource
 from servers.admin.node_table import NodeTable
 from servers.admin.output import Bar
+from servers.admin.runner import first_of
 from servers.admin.tree import find_parent, resolve
 from servers.protocol.checksum import block_sums
 from servers.protocol.errors import DcsError, ExtentDamaged, NodeFailed, Refused, TooFewNodes, TryAgain
@@ -50,6 +52,12 @@ SYNCED_ALONE_BYTES = MIB
 """Chunks from this size on are synced one by one; smaller ones by a barrier before each commit,
 which costs each node one group commit for 256 chunks instead of 256 of them."""
 BARRIER_SECONDS = 30.0
+COMMIT_SECONDS = 10.0
+"""What is stored is committed so often, however slow the source: nobody else knows of it before, and a node that is
+drained would be called empty with it."""
+LATE_SECONDS = 30.0
+"""What was sent to the nodes longer ago is asked for before it is committed, for the same reason: less than
+`drain_grace_seconds` of the naming servers."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,16 @@ def _taken(path: bytes) -> Problem:
     return Problem(f"{about(path, Refused(errno.EEXIST))}; --overwrite replaces a file")
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """An extent that is not committed yet."""
+
+    index: int
+    segment: Segment
+    begun: float
+    """When it was sent to the nodes, of time.monotonic()."""
+
+
 class _Upload:
     def __init__(
         self,
@@ -137,8 +155,7 @@ class _Upload:
         self._began_ns = time.time_ns()
         self._syncs_alone = stub.chunk_size >= SYNCED_ALONE_BYTES
         self._has_reached_all = False
-        self._stored: list[tuple[int, Segment]] = []
-        """Not committed yet."""
+        self._stored: list[_Stored] = []
 
     async def run(self, source: LocalSource) -> None:
         """All of the source is in extents on stable storage, and in the inode's map."""
@@ -146,11 +163,17 @@ class _Upload:
         choose_nodes(self._nodes.alive(), self._stub.replicas, 0, self._chance)
         chunk = self._stub.chunk_size
         room = asyncio.Semaphore(max(CHUNKS_IN_FLIGHT_MIN, min(CHUNKS_IN_FLIGHT_MAX, IN_FLIGHT_BYTES // chunk)))
-        async with asyncio.TaskGroup() as group:
-            async for index, piece in self._chunks(source):
-                await room.acquire()
-                group.create_task(self._take(index, piece, room))
-        await self._commit(self._stored)
+        over = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._commit_until(over))
+                async with asyncio.TaskGroup() as group:
+                    async for index, piece in self._chunks(source):
+                        await room.acquire()
+                        group.create_task(self._take(index, piece, room))
+                over.set()
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from errors
 
     async def _chunks(self, source: LocalSource) -> AsyncIterator[tuple[int, memoryview]]:
         """The chunks that have bytes, with their indexes; counts `size` up as they come."""
@@ -169,23 +192,32 @@ class _Upload:
                 return
 
     async def _take(self, index: int, piece: memoryview, room: asyncio.Semaphore) -> None:
+        begun = time.monotonic()
         segment = await self._store(index, piece)
         self._bar.advance(len(piece))
-        self._stored.append((index, segment))
+        self._stored.append(_Stored(index, segment, begun))
         if len(self._stored) >= CHUNKS_PER_CALL_MAX:
-            full, self._stored = self._stored, []
-            await self._commit(full)
+            await self._commit()
         room.release()
 
-    async def _commit(self, stored: list[tuple[int, Segment]]) -> None:
+    async def _commit_until(self, over: asyncio.Event) -> None:
+        """Commits what is stored every COMMIT_SECONDS, also while the source gives nothing, and all at the end."""
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), COMMIT_SECONDS)
+            await self._commit()
+
+    async def _commit(self) -> None:
+        stored, self._stored = sorted(self._stored, key=lambda one: one.index), []
         if not stored:
             return
-        stored.sort(key=lambda row: row[0])
-        unsynced = set() if self._syncs_alone else await self._unsynced_nodes([segment for _, segment in stored])
+        late = time.monotonic() - LATE_SECONDS
+        asked = [one.segment for one in stored if one.begun < late or not self._syncs_alone]
+        unsynced = await self._unsynced_nodes(asked) if asked else set()
         chunks: list[int | list[int | bytes]] = []
-        for index, segment in stored:
-            chunks += (index, pack_segments([self._without(segment, unsynced)]))
-        end = max(index * self._stub.chunk_size + segment.length for index, segment in stored)
+        for one in stored:
+            chunks += (one.index, pack_segments([self._without(one.segment, unsynced)]))
+        end = max(one.index * self._stub.chunk_size + one.segment.length for one in stored)
         await self._session.change("commit", ino=self._stub.ino, chunks=chunks, end=end, synced=True)
 
     async def _unsynced_nodes(self, segments: list[Segment]) -> set[NodeNumber]:
@@ -194,6 +226,7 @@ class _Upload:
         for segment in segments:
             for number in segment.nodes:
                 extents.setdefault(number, []).append(segment.extent)
+        await self._nodes.refresh()
         asked = self._nodes.by_promise(tuple(extents), 0)
         outcomes = await asyncio.gather(*(self._barrier(node, extents[node.number]) for node in asked))
         return extents.keys() - {node.number for node, is_synced in zip(asked, outcomes, strict=True) if is_synced}

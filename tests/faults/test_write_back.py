@@ -1,4 +1,4 @@
-"""Programs that write and keep the file open, and ask for nothing: what is there when machines go.
+"""Programs that write, keep the file open and ask for nothing, and creates that last: what is there when machines go.
 
 No program may be started while one of them has a file open: its copy of the descriptor is closed, and so flushed.
 """
@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from tests.support.commands import opened, refused
 from tests.support.processes import wait_for
 
 CHUNK = 64 * 1024
+MIB = 1024 * 1024
 
 
 def are_both(directory: Path, content: bytes) -> bool:
@@ -102,3 +106,58 @@ def test_what_was_stored_on_drained_nodes_and_not_committed_is_not_lost_with_the
     assert (mount.path / "f").read_bytes() == content
     for node in holders:
         node.start()
+
+
+def begin_create(cluster: Cluster, content: bytes) -> subprocess.Popen[bytes]:
+    """A `dcs create` of /f whose source has given so much and goes on to be open; three nodes have it."""
+    process = cluster.start_dcs("create", "--chunk-size", "1MiB", "-", "/f")
+    assert process.stdin is not None
+    process.stdin.write(content)
+    process.stdin.flush()
+    copies = 3 * len(content) // MIB
+    wait_for(lambda: sum(len(node.extents()) for node in cluster.nodes) == copies, "the chunks are on their nodes")
+    return process
+
+
+def drain_and_wipe(cluster: Cluster) -> Node:
+    """Of a node that has something of it."""
+    node = next(node for node in cluster.nodes if node.extents())
+    assert cluster.rest("POST", f"/v1/nodes/{node.number}/drain").status_code == 200
+    wait_for(lambda: drained(cluster) == [node.number], "it is called empty", 90)
+    node.kill()
+    for path in (node.data_dir / "extents").glob("*/*"):
+        path.unlink()
+    return node
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.fault("S19")
+def test_a_node_is_not_called_empty_while_a_create_with_a_slow_source_counts_on_it(make_cluster: MakeCluster) -> None:
+    cluster = make_cluster(4, DRAIN_GRACE_SECONDS="15")
+    first, rest = os.urandom(4 * MIB), os.urandom(2 * MIB)
+    with begin_create(cluster, first) as process:
+        node = drain_and_wipe(cluster)
+        _, said = process.communicate(rest, 60)
+    assert (process.returncode, said) == (0, b"")
+    assert Counter(replica.chunk for replica in cluster.replicas_of("/f")) == dict.fromkeys(range(6), 3)
+    assert cluster.read("/f") == first + rest
+    node.start()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(240)
+@pytest.mark.fault("S19")
+def test_a_create_that_slept_does_not_count_on_a_node_that_was_drained_meanwhile(make_cluster: MakeCluster) -> None:
+    """As long as it sleeps nobody else knows what it has stored."""
+    cluster = make_cluster(4, DRAIN_GRACE_SECONDS="31", SESSION_LEASE_SECONDS="600")
+    first, rest = os.urandom(4 * MIB), os.urandom(2 * MIB)
+    with begin_create(cluster, first) as process:
+        process.send_signal(signal.SIGSTOP)
+        node = drain_and_wipe(cluster)
+        process.send_signal(signal.SIGCONT)
+        _, said = process.communicate(rest, 60)
+    assert process.returncode == 0
+    assert b"fewer replicas than wanted" in said
+    cluster.wait_whole("/f")
+    assert cluster.read("/f") == first + rest
+    node.start()
