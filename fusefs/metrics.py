@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import trio
 from prometheus_client.core import Metric
 
+from fusefs.mount_facts import errors_by_kind
 from servers.protocol.metrics import CONTENT_TYPE, METRICS_PATH, counter, counters, exposition, gauge, request_families
 from servers.protocol.requests import Requests
 
@@ -91,8 +92,7 @@ def mount_metrics(requests: Requests, s: Mapping[str, int]) -> Iterator[Metric]:
     yield gauge("dcs_mount_known_inodes", "Inodes whose attributes are remembered.", s["inodes"])
     yield counters(
         "dcs_mount_errors", "Trouble with storage nodes that was gone around, by kind.", "kind",
-        {"store": s["store_failures"], "fetch": s["fetch_failures"], "damage": s["bad_replicas"],
-         "fewer_replicas": s["stored_with_fewer_replicas"]},
+        errors_by_kind(s),
     )  # fmt: skip
     yield counter("dcs_mount_hedged_reads", "Reads for which a second replica was asked.", s["hedged"])
     yield gauge("dcs_mount_nodes_alive", "Storage nodes that live, as this mount knows.", s["alive"])

@@ -41,6 +41,14 @@ def disk_states(disks: Sequence[Row]) -> str:
     return ", ".join([str(len(disks)), *(f"{count} {state}" for state, count in sorted(bad.items()))])
 
 
+def replicas_in_words(disks: Sequence[Row]) -> str:
+    """The good ones, and in which bad state others are: `120`, `80, 40 on failed disks, 2 set aside`."""
+    failed = sum(disk["replicas"] for disk in disks if disk["state"] == "failed")
+    bad = {"on failed disks": failed, "set aside": sum(disk["set_aside"] for disk in disks)}
+    good = sum(disk["replicas"] for disk in disks) - failed
+    return ", ".join([str(good), *(f"{count} {state}" for state, count in bad.items() if count)])
+
+
 def scrubbed(disks: Sequence[Row], now_s: float) -> str:
     """How long ago the oldest last complete scrub of these disks was: `3 h`, `12 days, LATE`."""
     if not disks:

@@ -23,6 +23,9 @@ class MountFacts(BaseModel):
     dirty_bytes: UINT = Field(description="written and not yet stored")
     open_files: UINT
     lost_bytes: UINT = Field(description="written and given up")
+    errors: dict[str, UINT] = Field(
+        max_length=16, description="trouble with storage nodes that was gone around, by kind"
+    )
     failures: UINT = Field(description="requests of the kernel answered with EIO")
     requests: list[RequestFigures] = Field(max_length=64)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.cluster import SECRET, Cluster, Mount
+from tests.support.commands import refused
 from tests.support.ops import Ops
 from tests.support.processes import CHECKOUT, free_port, wait_for
 
@@ -183,6 +185,7 @@ def test_dcs_status_tells_what_mounts_and_nodes_count(cluster: Cluster, mount: M
     (told,) = mounts()
     assert told["what"] == f"mount of {mount.path}"
     assert (told["fetched_bytes"], told["lost_bytes"], told["failures"]) == (100_000, 0, 0)
+    assert told["errors"] == {"store": 0, "fetch": 0, "damage": 0, "fewer_replicas": 0}
     assert told["cache_hits"] + told["cache_misses"] >= 1
     assert told["requests"][0]["count"] >= 1
     node = cluster.dcs_json("nodes")[0]
@@ -192,6 +195,13 @@ def test_dcs_status_tells_what_mounts_and_nodes_count(cluster: Cluster, mount: M
     words = cluster.dcs("status").stdout.decode()
     assert str(mount.path) in words
     assert "cache hits" in words
+    cluster.write("/rotten", b"rotten")
+    for replica in cluster.replicas_of("/rotten"):
+        cluster.corrupt_chunk_on_disk(replica)
+    with refused(errno.EIO):
+        (mount.path / "rotten").read_bytes()
+    wait_for(lambda: mounts()[0]["errors"]["damage"] >= 3, "the mount has told of the damage", 30)
+    assert re.search(r"[1-9]\d* EIO, [1-9]\d* damage", cluster.dcs("status").stdout.decode())
     mount.unmount()
     assert mounts() == []
     mount.start()

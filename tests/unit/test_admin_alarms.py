@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age, scrubbed
+from servers.admin.alarms import disk_states, disk_troubles, duration, replicas_in_words, scrub_age, scrubbed
 
 NOW = 1_000_000.0
 GOOD = {"path": "/d1", "state": "good", "errors": 0, "set_aside": 0, "scrubbed_s": NOW - 7200, "scrub_late": False}
@@ -47,3 +47,11 @@ def test_disks_are_counted_with_the_bad_ones() -> None:
     assert (
         disk_states([GOOD, {**GOOD, "state": "failed"}, {**GOOD, "state": "read-only"}]) == "3, 1 failed, 1 read-only"
     )
+
+
+def test_replicas_that_are_no_copies_are_counted_apart() -> None:
+    good = {"state": "good", "replicas": 80, "set_aside": 2}
+    failed = {"state": "failed", "replicas": 40, "set_aside": 0}
+    assert replicas_in_words([]) == "0"
+    assert replicas_in_words([good | {"set_aside": 0}]) == "80"
+    assert replicas_in_words([good, failed]) == "80, 40 on failed disks, 2 set aside"

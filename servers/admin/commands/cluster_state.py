@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from servers.admin.alarms import disk_states, disk_troubles, duration, scrub_age, scrubbed
+from servers.admin.alarms import disk_states, disk_troubles, duration, replicas_in_words, scrub_age, scrubbed
 from servers.admin.commands.options import Json, Name, Watch, naming_urls
 from servers.admin.connection import Connection
 from servers.admin.errors import one_line
@@ -118,7 +118,7 @@ def _print_nodes(rows: Iterable[dict[str, Any]]) -> None:
     cells = (
         (
             row["id"], row["address"], _state(row), human_bytes(row["used_bytes"]), human_bytes(row["free_bytes"]),
-            human_bytes(row["total_bytes"]), disk_states(row["disks"]), sum(disk["replicas"] for disk in row["disks"]),
+            human_bytes(row["total_bytes"]), disk_states(row["disks"]), replicas_in_words(row["disks"]),
             errors_in_words({**row["errors"], "disk": sum(disk["errors"] for disk in row["disks"])}),
             scrubbed(row["disks"], time.time()), f"{row['store_ms']} ms",
             human_bytes(row["stored_bytes"]), human_bytes(row["read_bytes"]), row["rack"] or "-", row["uuid"],
@@ -136,12 +136,13 @@ def _print_mounts(rows: Iterable[dict[str, Any]]) -> None:
         (
             row["what"].removeprefix("mount of "), row["host"], human_bytes(row["stored_bytes"]),
             human_bytes(row["fetched_bytes"]), share_in_words(row["cache_hits"], row["cache_misses"]),
-            human_bytes(row["dirty_bytes"]), row["open_files"], human_bytes(row["lost_bytes"]), row["failures"],
+            human_bytes(row["dirty_bytes"]), row["open_files"], human_bytes(row["lost_bytes"]),
+            errors_in_words({**row["errors"], "EIO": row["failures"]}),
             requests_in_words(row["requests"][:2]),
         )
         for row in rows
     )  # fmt: skip
-    print_table(headings, cells, numbers=headings[2:9])
+    print_table(headings, cells, numbers=headings[2:8])
 
 
 def _state(row: dict[str, Any]) -> str:
