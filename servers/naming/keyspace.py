@@ -66,7 +66,8 @@ Redis Cluster that moves the slot lets no function see half a volume.
     :doubted                hash    node number -> since when, ms           may have lost replicas: lua/damage.lua
     :node_numbers           hash    node uuid -> number
     :forgotten              set     uuid of a node that is gone for good    in :node_numbers, not in :nodes
-    :draining               hash    node number -> since when, ms           in :nodes; it takes no new copies
+    :draining               hash    node number -> since when, ms; anew as  in :nodes; it takes no new copies
+                                    a map comes to name it
     :log                    stream  SEQ-0: {session, verb, inodes, names}   every mutation, in order
     :leader                 string  {who runs the background jobs, epoch}   expires by itself
 """

@@ -61,6 +61,14 @@ def test_a_long_list_is_noted_and_replaced(long: tuple[Volume, Session, int]) ->
     assert volume.status()["extents"] == 2
 
 
+def test_a_node_that_is_to_have_what_was_compacted_is_not_taken_for_empty(long: tuple[Volume, Session, int]) -> None:
+    """Not even by who has found nothing on it before."""
+    volume, session, ino = long
+    volume.client.hset(f"{volume.key}:draining", "1", 1)
+    assert compact(session, ino, seen(volume, ino), runs(session)) == 1
+    assert int(volume.client.hget(f"{volume.key}:draining", "1")) > 1
+
+
 def test_what_was_written_meanwhile_wins(long: tuple[Volume, Session, int]) -> None:
     """Nothing changes, and the new extents are condemned."""
     volume, session, ino = long

@@ -91,6 +91,17 @@ def test_a_move_changes_every_chunk_that_shows_the_extent(volume: Volume, sessio
     assert dropped(volume) == {(extent, 1): pack_nodes(nodes(2, 4))}
 
 
+def test_a_node_that_a_copy_still_came_to_is_not_taken_for_empty(volume: Volume, session: Session) -> None:
+    """The copy was ordered before the node was to be emptied. One that keeps what it has is not begun anew."""
+    segment = session.segment(0, 10)
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    volume.client.hset(f"{volume.key}:draining", mapping={"3": 1, "4": 1})
+    assert relocate(volume, (segment.extent, (1, 2, 3), (1, 2, 3, 4))) == [1]
+    since_ms = volume.client.hgetall(f"{volume.key}:draining")
+    assert since_ms[b"3"] == b"1"
+    assert int(since_ms[b"4"]) > 1
+
+
 def test_a_move_that_was_decided_from_an_older_state_changes_nothing(volume: Volume, session: Session) -> None:
     """What was copied for it is deleted, unless it is there by now."""
     made = session.create(1, b"f")

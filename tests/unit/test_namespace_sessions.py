@@ -481,6 +481,25 @@ def test_a_node_is_drained_until_it_is_not(volume: Volume) -> None:
     assert volume.call("nodes")[3::3] == [0]
 
 
+def test_a_node_that_a_late_commit_names_is_not_taken_for_empty(volume: Volume, session: Session) -> None:
+    """It is being emptied since then: what was found of it before does not count. Other nodes are as they were."""
+    volume.client.hset(f"{volume.key}:draining", mapping={"1": 1, "9": 1})
+
+    def commit() -> None:
+        session.commit(session.create(1, b"written").ino, {0: [session.segment(0, 10)]})
+
+    def append() -> None:
+        session.append(session.create(1, b"appended").ino, (session.new_extent(), 10))
+
+    for put in (commit, append):
+        volume.client.hset(f"{volume.key}:draining", "1", 1)
+        put()
+        since_ms = volume.client.hgetall(f"{volume.key}:draining")
+        assert int(since_ms[b"1"]) > 1, put.__name__
+        assert since_ms[b"9"] == b"1"
+        assert len(since_ms) == 2, "node 2 is to keep what it has"
+
+
 def test_a_node_is_forgotten_when_it_is_emptied_and_silent(volume: Volume) -> None:
     """And refused from then on; its number is not used again."""
     volume.call("heartbeat", uuid="n", address="a:1", volume="", seq=0, **HEARTBEAT)

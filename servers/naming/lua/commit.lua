@@ -127,6 +127,15 @@ local function owners_of(c, ino, chunks)
   return owners
 end
 
+-- All nodes that are to have any of the extents.
+local function nodes_of(owners)
+  local nodes = {}
+  for _, owner in pairs(owners) do
+    for i = 1, #owner[3], 2 do nodes[owner[3]:sub(i, i + 1)] = true end
+  end
+  return nodes
+end
+
 -- Notes who shows each extent, so that it is known to be needed and found again from its id.
 local function reference(c, owners, replicas)
   local made = 0
@@ -138,15 +147,7 @@ local function reference(c, owners, replicas)
     end
   end
   if made > 0 then c:add('extents', made) end
-end
-
--- All nodes that are to have any of the extents.
-local function nodes_of(owners)
-  local nodes = {}
-  for _, owner in pairs(owners) do
-    for i = 1, #owner[3], 2 do nodes[owner[3]:sub(i, i + 1)] = true end
-  end
-  return nodes
+  if call('EXISTS', c.K .. ':draining') == 1 then c:drain_anew(nodes_of(owners)) end
 end
 
 -- What was stored in vain is condemned, unless a map shows it or somebody else may still commit it.

@@ -107,6 +107,17 @@ internal('drain', {}, { node = 'count', drain = 'flag' }, function(c, a)
   return { 0 }
 end)
 
+-- Maps name the nodes from now on. Those of them that are being emptied are so since now: what a walk over all files
+-- has not found on them before says nothing of these.
+function Call:drain_anew(nodes)
+  for node in pairs(nodes) do
+    local number = text(struct.unpack('>I2', node))
+    if call('HEXISTS', self.K .. ':draining', number) == 1 then
+      call('HSET', self.K .. ':draining', number, text(self.ms))
+    end
+  end
+end
+
 -- forget {node, silent_ms, since_ms} -> ; it will not come back. ENOENT for one that is not known, EBUSY for one that was
 -- heard of within so long, or that is not being emptied since then.
 internal('forget', {}, { node = 'count', silent_ms = 'count', since_ms = 'count' }, function(c, a)

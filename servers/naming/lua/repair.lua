@@ -177,6 +177,7 @@ local function move(c, extent, before, after, grace_ms)
     if call('ZSCORE', c.K .. ':dropped', extent .. node) then return STALE end
   end
   set_nodes(c, extent, owner, after)
+  c:drain_anew(set_of_nodes(table.concat(added)))
   for _, node in ipairs(added) do call('ZREM', c.K .. ':fetching', extent .. node) end
   for _, node in ipairs(removed) do
     call('ZADD', c.K .. ':dropped', due, extent .. node)
