@@ -222,6 +222,18 @@ def test_a_stray_stays_while_a_copy_that_the_map_names_is_damaged_or_in_doubt(vo
     assert dropped(volume) == {}
 
 
+def test_a_stray_stays_while_the_map_names_fewer_copies_than_are_asked_for(volume: Volume, session: Session) -> None:
+    """No other node may have room for one."""
+    segment = session.segment(0, 10, nodes(1, 2))
+    session.commit(session.create(1, b"f").ino, {0: [segment]})
+    stray = {"node": 4, "extents": [segment.extent]}
+    assert volume.call("strays", **stray) == [[]]
+    volume.call("drop_strays", **stray, grace_ms=0)
+    assert dropped(volume) == {}
+    assert relocate(volume, (segment.extent, (1, 2), (1, 2, 3))) == [1]
+    assert len(volume.call("strays", **stray)[0]) == 4
+
+
 def test_what_was_copied_and_came_into_no_map_is_deleted_and_then_does_not_come_into_one(
     volume: Volume, session: Session
 ) -> None:

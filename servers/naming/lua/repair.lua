@@ -248,10 +248,12 @@ internal('dropped', {}, { count = 'count' }, function(c, a)
 end)
 
 -- The row of an extent that lies on the node though the file that shows it does not look for it there: stored when its
--- writer had given that node up. Not what is being copied there, is to be deleted already, or lacks a good copy.
+-- writer had given that node up. Not what is being copied there, is to be deleted already, or lacks a good copy: also
+-- where the map names fewer than are asked for, because no other node has room for one, it may be of use.
 local function stray(c, extent, node)
   local replica, owner, inode, nodes, length = struct.pack('>I2', node), c:whereabouts(extent)
   if not nodes or set_of_nodes(nodes)[replica] or #good_ones(c, extent, nodes) < #nodes then return nil end
+  if #nodes / 2 < inode[REPLICAS] then return nil end
   for _, key in ipairs({ ':fetching', ':dropped' }) do
     if call('ZSCORE', c.K .. key, extent .. replica) then return nil end
   end
