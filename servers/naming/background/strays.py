@@ -6,11 +6,16 @@ They are as surplus copies: dropped once those that the map names were read and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from servers.naming.background.repair_plan import Held, held_of
 from servers.naming.service import Service, alive
+from servers.protocol.errors import AccessDenied, NodeFailed, TryAgain
 from servers.protocol.ids import ExtentId, NodeNumber
+from servers.protocol.placement import NodeView
+
+log = logging.getLogger(__name__)
 
 LOOKED_AT_ONCE = 16
 """The chunk of each is read for it, while Redis does nothing else."""
@@ -34,7 +39,7 @@ async def _sound(service: Service, found: Sequence[Held]) -> list[ExtentId]:
         for number in held.nodes:
             wanted.setdefault(number, []).append(held.extent)
     lengths = {
-        number: await service.storage.check(views[number].place, extents, data=True, deadline_seconds=VERIFY_SECONDS)
+        number: await _lengths_on(service, views[number], extents)
         for number, extents in wanted.items()
         if number in views
     }
@@ -43,3 +48,13 @@ async def _sound(service: Service, found: Sequence[Held]) -> list[ExtentId]:
         for held in found
         if all((lengths.get(number, {}).get(held.extent) or -1) >= held.length for number in held.nodes)
     ]
+
+
+async def _lengths_on(service: Service, view: NodeView, extents: Sequence[ExtentId]) -> dict[ExtentId, int | None]:
+    """Of those that the node has read and found good; of none when it cannot be asked: that is its own trouble, and
+    not of the node that is looked through."""
+    try:
+        return await service.storage.check(view.place, extents, data=True, deadline_seconds=VERIFY_SECONDS)
+    except (TryAgain, NodeFailed, AccessDenied) as error:
+        log.info("node %d cannot be asked now: %s", view.number, error)
+        return {}
