@@ -97,10 +97,9 @@ def extent_routes(service: Service, checks: DamageChecks) -> APIRouter:
 
 
 async def _page(service: Service, after: str) -> Referenced:
-    key, (begin, _, process) = prefix(service.settings.volume) + ":m:", after.partition("-")
+    key, (begin, _, asked_of) = prefix(service.settings.volume) + ":m:", after.partition("-")
+    process = service.store.process
     cursor, keys = await service.store.command("SCAN", begin, "MATCH", glob_literal(key) + "*", "COUNT", "1000")
-    if process not in ("", service.store.process):
-        raise HTTPException(409, "this is not the Redis any more that gave the page before: begin anew")
     found: dict[tuple[ExtentId, int], dict[str, Any]] = {}
     for name in keys:
         inode = int(name[len(key) :])
@@ -111,7 +110,10 @@ async def _page(service: Service, after: str) -> Referenced:
                 flat = msgpack.unpackb(blob, raw=True)
                 for i in range(0, len(flat), 5):
                     _note(found, flat[i : i + 5], inode, int(index))
-    following = "" if cursor == b"0" else f"{cursor.decode()}-{service.store.process}"
+    # Also when it was another at any moment since: the cursor, or a part of this page, would be of that one.
+    if service.store.process != process or asked_of not in ("", process):
+        raise HTTPException(409, "this is not the Redis any more that gave the page before: begin anew")
+    following = "" if cursor == b"0" else f"{cursor.decode()}-{process}"
     return Referenced(extents=list(found.values()), next=following or None)
 
 
