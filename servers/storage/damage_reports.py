@@ -68,7 +68,10 @@ class DamageReports:
         for disk in self._disks:
             for one in disk.damaged.unreported():
                 await self._report_one(number, one.extent)
-                await asyncio.to_thread(disk.damaged.reported, one)
+                try:
+                    await asyncio.to_thread(disk.damaged.reported, one)
+                except OSError as error:
+                    disk.health.note(error)
             for extent in disk.damaged.unmoved_unreported():
                 await self._report_one(number, extent)
                 disk.damaged.unmoved_reported(extent)
@@ -89,7 +92,10 @@ class DamageReports:
         healed = set(answer.get("healed", ()))
         for one in old:
             if extent_text(one.extent) in healed:
-                await asyncio.to_thread(disk.damaged.remove, one)
+                try:
+                    await asyncio.to_thread(disk.damaged.remove, one)
+                except OSError as error:
+                    disk.health.note(error)
 
     async def _ask(self, path: str, content: object) -> dict[str, Any]:  # Any: values of JSON.
         """The answer of the first naming server that has one. Raises TryAgain, AccessDenied."""

@@ -19,7 +19,7 @@ import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from servers.protocol.ids import ExtentId, extent_text, parse_extent_text
@@ -34,10 +34,7 @@ logger = logging.getLogger(__name__)
 class SetAside:
     extent: ExtentId
     path: Path
-
-    @property
-    def is_reported(self) -> bool:
-        return self.path.suffix != _NEW
+    is_reported: bool
 
 
 class Damaged:
@@ -99,7 +96,9 @@ class Damaged:
             return [one for one in self._all.values() if not one.is_reported]
 
     def reported(self, one: SetAside) -> None:
-        """Raises OSError."""
+        """Raises OSError: then it counts as reported until the node ends."""
+        with self._lock:
+            self._all[_key(one.path)] = replace(one, is_reported=True)
         path = one.path.with_suffix("")
         one.path.rename(path)
         with self._lock:
@@ -119,7 +118,7 @@ class Damaged:
         """Raises OSError."""
         one.path.unlink(missing_ok=True)
         with self._lock:
-            self._all.pop(one.path.name, None)
+            self._all.pop(_key(one.path), None)
         logger.info("%s, set aside as damaged, was removed: it is not needed any more", extent_text(one.extent))
 
     def bytes(self) -> int:
@@ -136,4 +135,8 @@ class Damaged:
         except ValueError:
             logger.warning("a file that is no replica lies among the damaged: %r", path.name)
             return
-        self._all[path.name.removesuffix(_NEW)] = SetAside(extent, path)
+        self._all[_key(path)] = SetAside(extent, path, path.suffix != _NEW)
+
+
+def _key(path: Path) -> str:
+    return path.name.removesuffix(_NEW)

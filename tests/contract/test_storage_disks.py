@@ -248,6 +248,29 @@ def test_what_rots_on_a_read_only_disk_is_reported_where_it_is(make_node: MakeNo
         assert set_aside(node) == set()
 
 
+@pytest.mark.fault("S10", "S15")
+def test_what_was_set_aside_before_its_disk_became_read_only_is_reported_once(make_node: MakeNode) -> None:
+    """And holds up no other report, though the disk does not keep it that it was reported."""
+    with NamingStub() as stub:
+        node = make_node(NAMING_URL=stub.url)
+        node.start()
+        store_many(node, 3)
+        paths = [word for n in (1, 2, 3) for word in ("-P", str(node.disks[0] / f"damaged/7-{n}.0.new"))]
+        node.restart_with(*paths, "-e", "trace=rename", "-e", "inject=rename:error=EROFS")
+        for n in (1, 2, 3):
+            flip(replica(node, f"7-{n}"), 5)
+
+        def reported() -> list[str]:
+            return [found["extent"] for found in map(json.loads, list(stub.reports)) if found.get("verified")]
+
+        wait_for(lambda: len(reported()) >= 3, "all are reported", 30)
+        assert "is read-only" in node.log.read_text()
+        heard = len(stub.reports)
+        wait_for(lambda: len(stub.reports) >= heard + 3, "the node has had time for more reports")
+        assert sorted(reported()) == ["7-1", "7-2", "7-3"]
+        assert set_aside(node) == {"7-1", "7-2", "7-3"}
+
+
 @pytest.mark.fault("S13")
 def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     """One error is an accident. What lies on a failed disk counts as lost, and is served as long as it can be read."""
