@@ -271,6 +271,28 @@ def test_what_was_set_aside_before_its_disk_became_read_only_is_reported_once(ma
         assert set_aside(node) == {"7-1", "7-2", "7-3"}
 
 
+@pytest.mark.fault("S10")
+def test_a_damaged_replica_is_kept_until_its_extent_is_said_to_be_healed(make_node: MakeNode) -> None:
+    """No answer is no permission, and neither is one that does not name it."""
+    with NamingStub() as stub:
+        node = make_node(NAMING_URL=stub.url, DAMAGED_GRACE_SECONDS="1")
+        node.start()
+        store_many(node, 2)
+        for extent in ("7-1", "7-2"):
+            flip(replica(node, extent), 5)
+        wait_for(lambda: set_aside(node) == {"7-1", "7-2"}, "the scrub has set them aside", 30)
+        wait_for(lambda: stub.asked_healed >= 1, "it is asked, and does not answer", 30)
+
+        def left_with(healed: list[str]) -> set[str]:
+            asked, stub.healed = stub.asked_healed, healed
+            wait_for(lambda: stub.asked_healed >= asked + 2 or not set_aside(node), "it was asked and heard", 30)
+            return set_aside(node)
+
+        assert left_with([]) == {"7-1", "7-2"}
+        assert left_with(["7-2", "7-3"]) == {"7-1"}
+        assert space(node)["disks"][0]["set_aside"] == 1
+
+
 @pytest.mark.fault("S13")
 def test_a_disk_that_errs_twice_is_taken_out(make_node: MakeNode) -> None:
     """One error is an accident. What lies on a failed disk counts as lost, and is served as long as it can be read."""
