@@ -65,11 +65,19 @@ class Disk:
         """
         if not self.condemned.count or not self.is_tight(size):
             return
-        if self.condemned.purge(time.time(), max(size, PURGED_AT_ONCE_BYTES)):
+        if self.purge(max(size, PURGED_AT_ONCE_BYTES)):
             logger.info("what is condemned makes room for a store")
             if not self.is_tight(size):
                 return
         raise NodeFull("no room on the disk")
+
+    def purge(self, bytes_wanted: int) -> int:
+        """As `Condemned.purge`, now. Raises OSError, which counts."""
+        try:
+            return self.condemned.purge(time.time(), bytes_wanted)
+        except OSError as error:
+            self.health.note(error)
+            raise
 
     def total_bytes(self) -> int:
         """0 when the disk does not say."""

@@ -404,9 +404,13 @@ class ExtentStore:
     def condemn(self, extent: ExtentId) -> None:
         """The extent is not here any more, or never was; for a while it can be brought back. Raises OSError."""
         for disk in self.disks:
-            with disk.holdings.changing(extent), suppress(FileNotFoundError):
-                disk.holdings.remove(extent, disk.condemned.take(disk.directory.path(extent), extent))
-                self.count(deletes=1)
+            try:
+                with disk.holdings.changing(extent), suppress(FileNotFoundError):
+                    disk.holdings.remove(extent, disk.condemned.take(disk.directory.path(extent), extent))
+                    self.count(deletes=1)
+            except OSError as error:
+                disk.health.note(error)
+                raise
         self._forget(extent)
 
     def bring_back(self, disk: Disk, condemned: CondemnedExtent) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -206,4 +205,4 @@ class StorageNode:
 
 def _purge(disk: Disk) -> None:
     space = disk.directory.space()
-    disk.condemned.purge(time.time(), max(0, int(space.total_bytes * FREE_SHARE_MIN) - space.free_bytes))
+    disk.purge(max(0, int(space.total_bytes * FREE_SHARE_MIN) - space.free_bytes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from servers.protocol.errors import ExtentMissing, NodeFull
 from servers.protocol.ids import SessionNumber, extent_id
 from servers.storage import condemned
 from servers.storage.data_directory import DiskSpace
+from servers.storage.disk_health import DiskState
 from servers.storage.disks import Disk, open_disks
 from servers.storage.extent_store import ExtentStore
 
@@ -105,6 +108,40 @@ def test_it_makes_room_for_a_store(store: ExtentStore, monkeypatch: pytest.Monke
     monkeypatch.setattr(disk_of(store).directory, "space", lambda *_: DiskSpace(0, 10_000, "disk"))
     with pytest.raises(NodeFull):
         store.put(extent_id(SessionNumber(1), 4), None, b"x", sync=False)
+
+
+def test_an_error_as_it_deletes_counts_for_the_disk(store: ExtentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As any other: by order, and when its time is over."""
+    disk = disk_of(store)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "a test")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="a test"):
+            store.condemn(ONE)
+    assert disk.health.errors == 1
+    store.condemn(ONE)
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(OSError, match="a test"):
+        disk.purge(1)
+    assert disk.health.errors == 2
+    assert disk.health.state is DiskState.FAILED
+
+
+def test_an_error_as_it_makes_room_counts_for_the_disk(store: ExtentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.condemn(ONE)
+    disk = disk_of(store)
+    monkeypatch.setattr(disk.directory, "space", lambda condemned_bytes=0: DiskSpace(condemned_bytes, 10_000, "disk"))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "a test")
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(OSError, match="a test"):
+        store.put(extent_id(SessionNumber(1), 3), None, b"x", sync=False)
+    assert disk.health.state is DiskState.READ_ONLY
 
 
 def test_it_is_still_there_after_a_restart(store: ExtentStore, tmp_path: Path) -> None:
