@@ -126,6 +126,16 @@ def test_repair_comes_to_an_end_with_what_is_wanted_or_what_can_be(
         assert not able, "a copy is missing that could be made"
 
 
+def test_all_that_have_a_copy_give_it() -> None:
+    """Not one of them all of what is healed: each comes first some time."""
+    outlook, first = seen([member(n) for n in range(1, 5)]), set()
+    for seed in range(30):
+        found = next_step(held(1, 2, 3, target=4), outlook, set(), random.Random(seed))
+        assert isinstance(found, Copy)
+        first.add(found.sources[0].number)
+    assert first == {1, 2, 3}
+
+
 def test_a_dead_node_is_waited_for_but_not_for_the_last_copy() -> None:
     dead = member(3, "dead", 31)
     outlook = seen([member(1), member(2), dead, member(4)])
