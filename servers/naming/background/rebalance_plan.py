@@ -1,9 +1,10 @@
 """Which nodes are too full beside the others, and what they give: decided from values alone.
 
-A node gives when it is fuller than the mean by ten points, until it is within five; to nodes
-that are emptier than the mean. Copies come first, and repair drops what is then one too many. It
-does not drop the only copy on a rack: so only such copies are made for which it takes that of a
-node which is to give. Where racks leave none, a node stays fuller than the others.
+A node gives while it is fuller than the mean by ten points, to nodes that are emptier than the
+mean: of what it says it uses, so what is under way still may bring it lower, but not nearer than
+five. A node with a lot ends just under ten. Copies come first, and repair drops what is then one
+too many. It does not drop the only copy on a rack: so only such copies are made for which it takes
+that of a node which is to give. Where racks leave none, a node stays fuller than the others.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def mean_fullness(outlook: Outlook) -> float:
 
 
 def surplus_bytes(outlook: Outlook) -> dict[NodeNumber, int]:
-    """The nodes that are too full, and how many bytes each should give. None while anything is wrong with the
+    """The nodes that are too full, and how many bytes each should give at most. None while anything is wrong with the
     cluster: then repair goes first."""
     if outlook.is_paused or outlook.awaited or len(outlook.staying) != len(outlook.takers):
         return {}
