@@ -138,16 +138,18 @@ end
 
 -- Notes who shows each extent, so that it is known to be needed and found again from its id.
 local function reference(c, owners, replicas)
-  local made = 0
+  local made, new = 0, {}
   for extent, owner in pairs(owners) do
     call('HSET', owner[1], owner[2], pack(owner[5]))
     if owner[4] then
-      made = made + 1
+      made, new[extent] = made + 1, owner
       if #owner[3] / 2 < replicas then call('SADD', c.K .. ':thin', extent) end
     end
   end
-  if made > 0 then c:add('extents', made) end
-  if call('EXISTS', c.K .. ':draining') == 1 then c:drain_anew(nodes_of(owners)) end
+  if made > 0 then
+    c:add('extents', made)
+    if call('EXISTS', c.K .. ':draining') == 1 then c:drain_anew(nodes_of(new)) end
+  end
 end
 
 -- What was stored in vain is condemned, unless a map shows it or somebody else may still commit it.
