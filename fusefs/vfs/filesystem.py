@@ -284,7 +284,8 @@ class Filesystem:
             attributes = self._cache.put(ino, blob, asked_at)
             if not more:
                 break
-        return self.files.shown(attributes, self._cache.left(asked_at, trio.current_time()))
+        left = self._cache.left(asked_at, trio.current_time())
+        return self.files.shown(attributes, left, is_cut="size" in changes)
 
     async def statfs(self) -> tuple[Space, int, int]:
         """Raw bytes of the cluster, its replication factor, and how many inodes there are."""

@@ -152,19 +152,24 @@ class OpenFiles:
         (blob,) = await self._session.ask("getattr", ino=ino)
         return self.shown(self._cache.put(ino, blob, asked_at), self._cache.left(asked_at, trio.current_time()))
 
-    def shown(self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0) -> Shown:
+    def shown(
+        self, attributes: Attributes, seconds: float, entry_seconds: float = 0.0, *, is_cut: bool = False
+    ) -> Shown:
+        """`is_cut`: this mount has set the size just now."""
         self._session.saw(attributes.ctime_ns)
         if seconds > 0 and attributes.is_file:
             self._note_version(self._told, attributes.ino, attributes.data_version)
         inode = self._open.get(attributes.ino)
         if inode is not None:
-            before = inode.attributes
+            size = inode.attributes.size
             inode.learn(attributes)
             now = inode.attributes
             if now.data_version > inode.map.version:
                 inode.map.forget(now.data_version, now.size)
-                # By size and time of change the kernel knows old pages. Compaction changes no time, and no content.
-                if (now.size, now.mtime_ns) == (before.size, before.mtime_ns) and now.ctime_ns != before.ctime_ns:
+                # Size and times, by which the kernel would know, may be the same: a writer commits what it wrote at one
+                # time in several steps. That it was only compacted nobody can tell from that. What we cut to another
+                # size it has dropped by itself.
+                if not is_cut or now.size == size:
                     self._pages_moved(now.ino)
             attributes = inode.shown()
         return Shown(self._accesses.shown(attributes), seconds, entry_seconds)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from fusefs.vfs.file_writer import COMMIT_CHUNKS
 from tests.conftest import MakeCluster
 from tests.support.cluster import Cluster
 from tests.support.commands import opened, refused
@@ -59,6 +60,26 @@ def test_an_open_file_shows_what_another_mount_wrote_under_the_same_size_and_tim
             return os.pread(descriptor, 100, 0)
 
         wait_for(lambda: shown() == b"new content", "the new content is seen", 3)
+
+
+def test_an_open_file_shows_all_that_another_mount_commits_in_several_steps(place: Path, other_place: Path) -> None:
+    """They are of one write, and so of one time: the last step looks no newer than the first."""
+    chunk = 1024
+    size = COMMIT_CHUNKS * chunk + chunk // 2
+    os.setxattr(place, "user.dcs.chunk_size", b"%d" % chunk)
+    (place / "f").write_bytes(b"o" * size)
+    with opened(other_place / "f", os.O_RDONLY) as descriptor:
+
+        def shown() -> bytes:
+            os.fstat(descriptor)
+            return os.pread(descriptor, size, 0)
+
+        assert shown() == b"o" * size
+        with opened(place / "f", os.O_WRONLY) as writing:
+            os.pwrite(writing, b"n" * size, 0)
+            wait_for(lambda: shown()[:chunk] == b"n" * chunk, "what is committed in the background is seen")
+            assert shown()[-1:] == b"o"
+        wait_for(lambda: shown() == b"n" * size, "what the close committed is seen", 2 * CACHE_SECONDS + 1)
 
 
 def test_who_reads_and_appends_sees_what_another_mount_wrote(place: Path, other_place: Path) -> None:

@@ -24,7 +24,7 @@ from fusefs.vfs.open_files import KEEP_FAILED_SECONDS, OpenFiles
 from fusefs.vfs.write_back import LOOK_SECONDS
 from servers.naming.settings import NamingSettings
 from servers.protocol.errors import Unavailable
-from servers.protocol.ids import NodeNumber, SessionNumber, extent_id
+from servers.protocol.ids import InodeNumber, NodeNumber, SessionNumber, extent_id
 from servers.protocol.naming_api import Attributes, unpack_attributes
 from servers.protocol.placement import NodeView
 
@@ -149,6 +149,36 @@ def test_what_was_shown_while_another_mounts_change_lay_below_ours_is_not_kept_a
         assert not world.files.open(world.known(1), world.version, [], os.O_RDWR).keeps_pages
 
     run(body, Overtaken)
+
+
+def test_what_came_with_anothers_commit_is_shown_also_where_size_and_times_are_as_before() -> None:
+    async def body(world: World) -> None:
+        moved: list[int] = []
+        world.files.on_moved = moved.append
+        world.open(1)
+        await world.files.getattr(InodeNumber(1))
+        assert not moved
+        world.version += 1
+        await trio.sleep(2)
+        await world.files.getattr(InodeNumber(1))
+        assert moved == [1]
+
+    run(body)
+
+
+@pytest.mark.parametrize(("size", "is_dropped"), [(100, True), (99, False)])
+def test_pages_of_what_this_mount_cut_to_another_size_are_left_to_the_kernel(size: int, is_dropped: bool) -> None:
+    """It drops them by itself then. To the same size it drops nothing, and another mount may have written meanwhile."""
+
+    async def body(world: World) -> None:
+        moved: list[int] = []
+        world.files.on_moved = moved.append
+        world.open(1)
+        world.version += 1
+        world.files.shown(world.known(1)._replace(size=size), 1.0, is_cut=True)
+        assert moved == [1] * is_dropped
+
+    run(body)
 
 
 def test_what_is_given_up_is_not_shown_any_more() -> None:
