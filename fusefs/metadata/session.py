@@ -105,6 +105,9 @@ class Session:
             self._last_ns = time_ns
 
     def new_extent(self) -> ExtentId:
+        """Raises Unavailable while there is no session: such an id would be a snapshot's, and could be given twice."""
+        if not self._metadata.session:
+            raise Unavailable("there is no session to store anything in")
         self._extents += 1
         return extent_id(self._metadata.session, self._extents)
 
@@ -166,9 +169,12 @@ class Session:
         while True:
             await trio.sleep(NODES_SECONDS)
             try:
-                self._on_nodes(await self._naming.nodes())
+                nodes = await self._naming.nodes()
             except DcsError as error:
                 log.debug("cannot read the table of nodes: %s", error)
+            else:
+                if self._metadata.session:  # Without one they may be another volume's.
+                    self._on_nodes(nodes)
 
     async def close(self) -> None:
         await self._metadata.ask("session_close")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 import trio.testing
 
 from fusefs.metadata.client import MetadataClient
-from fusefs.metadata.session import Session
+from fusefs.metadata.session import NODES_SECONDS, Session
 from servers.client.naming import NamingClient
 from servers.protocol.errors import SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import SessionNumber
@@ -43,19 +44,20 @@ class Volume:
     session = 1
 
     def begin_session(self, number: int) -> None:
+        self.session = number
         self.begun.append(number)
 
     async def nodes(self) -> list[Any]:
         if self.is_away:
             await trio.sleep(30)
             raise TryAgain("away")
-        return []
+        return [self.uuid]
 
 
-async def opened(volume: Volume) -> Session:
+async def opened(volume: Volume, on_nodes: Callable[[Iterable[Any]], None] = lambda _: None) -> Session:
     def nothing() -> None: ...
 
-    session = Session(cast(MetadataClient, volume), cast(NamingClient, volume), lambda _: None, "test", nothing)
+    session = Session(cast(MetadataClient, volume), cast(NamingClient, volume), on_nodes, "test", nothing)
     await session.open()
     return session
 
@@ -101,8 +103,39 @@ async def test_another_volume_in_place_of_the_first_is_not_worked_with() -> None
     assert session.sessions_lost == 0
     assert volume.begun == [1, 0], "the number of its session may be another's there"
     volume.uuid = b"one"
-    await session.renew_lost(SessionNumber(1))
+    await session.renew_lost(SessionNumber(0))
     assert volume.begun == [1, 0, 1]
+
+
+@pytest.mark.anyio
+async def test_without_a_session_there_is_no_id_for_what_is_stored() -> None:
+    """It would be a snapshot's, and no commit could ever name it; the next session has ids again."""
+    volume = Volume(0, answers_after=0.0)
+    session = await opened(volume)
+    first = session.new_extent()
+    volume.begin_session(0)
+    with pytest.raises(Unavailable):
+        session.new_extent()
+    await session.renew_lost(SessionNumber(0))
+    assert session.new_extent() == first
+
+
+def test_another_volumes_nodes_are_not_taken_for_ours() -> None:
+    async def main() -> None:
+        volume, told = Volume(0, answers_after=0.0), list[Any]()
+        session = await opened(volume, told.extend)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.keep)
+            await trio.sleep(NODES_SECONDS * 1.5)
+            assert told == [b"one", b"one"]
+            volume.uuid = b"other"
+            with pytest.raises(Unavailable):
+                await session.renew_lost(SessionNumber(1))
+            await trio.sleep(NODES_SECONDS * 2)
+            nursery.cancel_scope.cancel()
+        assert told == [b"one", b"one"]
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 class Metadata(Volume):
