@@ -23,7 +23,7 @@ from servers.client.naming import NamingClient, read_reply
 from servers.protocol.errors import Refused, SessionLost, TryAgain, Unavailable
 from servers.protocol.ids import SessionNumber
 from servers.protocol.limits import OP_WINDOW, OPERATIONS_PER_BATCH_MAX
-from servers.protocol.naming_api import MUTATIONS, Operation, pack_arguments
+from servers.protocol.naming_api import MUTATIONS, READS, Operation, pack_arguments
 
 log = logging.getLogger(__name__)
 
@@ -231,9 +231,12 @@ class MetadataClient:
             if error is not None and not isinstance(error, TryAgain):
                 raise error
             if waiting.session != self.session:
-                lost = SessionLost(f"{operation.verb}: the session is over")
-                lost.perhaps_done = True
-                raise lost
+                is_read = operation.verb in READS
+                if not is_read or not self.session:
+                    lost = SessionLost(f"{operation.verb}: the session is over")
+                    lost.perhaps_done = not is_read
+                    raise lost
+                waiting.session = self.session  # It changes nothing, and no session matters to it.
             if trio.current_time() + pause > deadline:
                 raise Unavailable(f"{operation.verb}: no answer from the naming server: {error}") from error
             self._retries += 1

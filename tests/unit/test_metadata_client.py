@@ -96,6 +96,41 @@ async def test_it_is_known_whether_a_lost_session_may_have_done_an_operation(is_
         assert raised.value.perhaps_done == (not is_answered)
 
 
+@pytest.mark.parametrize(
+    ("verb", "session", "outcome"),
+    [("getattr", 2, "asked again"), ("getattr", 0, "not done"), ("unlink", 2, "perhaps done"),
+     ("session_renew", 2, "perhaps done")],
+)  # fmt: skip
+async def test_what_has_no_answer_as_its_session_ends_is_asked_again_where_it_only_reads(
+    verb: str, session: int, outcome: str
+) -> None:
+    """At once, by the client itself: not all who read could begin another session. Without one nobody is asked."""
+
+    class Lost:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        async def batch(self, number: SessionNumber, operations: Sequence[Operation], **_: float) -> Replies:
+            self.asked.append(number)
+            if number == 1:
+                client.begin_session(SessionNumber(session))
+                raise TryAgain("no answer")
+            return [msgpack.packb([0, number]) for _ in operations], False
+
+    naming = Lost()
+    async with trio.open_nursery() as nursery:
+        client = MetadataClient(cast(NamingClient, naming), nursery)
+        client.begin_session(SessionNumber(1))
+        if outcome == "asked again":
+            assert await client.ask(verb) == [2]
+            assert naming.asked == [1, 2]
+        else:
+            with pytest.raises(SessionLost) as raised:
+                await client.ask(verb)
+            assert raised.value.perhaps_done == (outcome == "perhaps done")
+            assert naming.asked == [1]
+
+
 async def test_a_new_session_lets_go_who_waited_for_the_old_one() -> None:
     naming = Naming()
     async with trio.open_nursery() as nursery:
