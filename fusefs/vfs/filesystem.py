@@ -200,7 +200,7 @@ class Filesystem:
 
     async def unlink(self, parent: InodeNumber, name: bytes) -> None:
         self._writable(parent)
-        await self.files.register_before_unlink(parent, name)
+        await self.files.register_before_unlink(parent, name, is_kept=True)
         asked_at = trio.current_time()
         try:
             ino, blob, parent_blob, before = await self._ask("unlink", parent=parent, name=name)
@@ -227,7 +227,7 @@ class Filesystem:
         """What was written to the file is committed first: its new name never shows less."""
         self._writable(parent, new_parent)
         await self._store_renamed(parent, name)
-        await self.files.register_before_unlink(new_parent, new_name)
+        await self.files.register_before_unlink(new_parent, new_name, is_kept=False)
         asked_at = trio.current_time()
         try:
             ino, blob, other, parent_blob, new_parent_blob, before, new_before = await self._ask(

@@ -217,10 +217,14 @@ class OpenFiles:
                 for ino in gone:
                     log.warning("inode %d, open here, is gone", ino)
 
-    async def register_before_unlink(self, parent: InodeNumber, name: bytes) -> None:
-        """What is open here and about to lose a name by us needs no grace."""
+    async def register_before_unlink(self, parent: InodeNumber, name: bytes, *, is_kept: bool) -> None:
+        """What is open here and about to lose a name by us needs no grace. And what is closed again, and `is_kept` in
+        the trash if nobody has it open, is not taken for open any more."""
         found = self._cache.entry(parent, name, trio.current_time())
-        if found is not None and found[0] in self._open and found[0] not in self._registered:
+        if found is None:
+            return
+        is_open = found[0] in self._open
+        if is_open != (found[0] in self._registered) and (is_open or is_kept):
             await self._register()
 
     async def keep_access_times_told(self) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster import Cluster
+from tests.support.commands import opened
 from tests.support.processes import wait_for
 
 CONTENT = os.urandom(300_000)
@@ -108,6 +109,23 @@ def test_what_is_restored_is_a_file_as_before(cluster: Cluster, top: Path) -> No
     (top / "back").write_bytes(b"new")
     assert (top / "back").read_bytes() == b"new"
     (top / "back").chmod(0o600)
+
+
+def test_what_was_open_for_long_and_is_removed_as_it_is_closed_is_kept(cluster: Cluster, top: Path) -> None:
+    """As mv does to another file system, and `gzip big`: the mount tells late what is closed again."""
+    path = top / "moved"
+    path.write_bytes(CONTENT)
+    ino = path.stat().st_ino
+    with opened(path, os.O_RDONLY):
+        wait_for(lambda: is_told_to_be_open(cluster, ino), "the naming server knows that it is open")
+    path.unlink()
+    assert (top / ".trash" / f"moved.{ino}").read_bytes() == CONTENT
+    cluster.dcs("restore", "/moved")
+    assert cluster.read("/moved") == CONTENT
+
+
+def is_told_to_be_open(cluster: Cluster, ino: int) -> bool:
+    return cluster.ask_redis("EXISTS", f"dcs:{{main}}:o:{ino}") == "1"
 
 
 def test_a_file_of_that_name_hides_it(cluster: Cluster, top: Path) -> None:
