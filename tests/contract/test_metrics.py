@@ -174,15 +174,15 @@ def test_the_naming_server_counts_what_keeps_it_from_its_work(cluster: Cluster, 
     assert b"1 foreign_node, 1 redis_timeout" in cluster.dcs("status").stdout
 
 
+def mounts(cluster: Cluster) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = cluster.dcs_json("status")["mounts"]
+    return found
+
+
 def test_dcs_status_tells_what_mounts_and_nodes_count(cluster: Cluster, mount: Mount) -> None:
     """As they said last: a mount when it renews its lease, a node with each heartbeat. Gone with the mount."""
-
-    def mounts() -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = cluster.dcs_json("status")["mounts"]
-        return found
-
-    wait_for(lambda: [m for m in mounts() if m["fetched_bytes"]], "the mount has told what it did", 30)
-    (told,) = mounts()
+    wait_for(lambda: [m for m in mounts(cluster) if m["fetched_bytes"]], "the mount has told what it did", 30)
+    (told,) = mounts(cluster)
     assert told["what"] == f"mount of {mount.path}"
     assert (told["fetched_bytes"], told["lost_bytes"], told["failures"]) == (100_000, 0, 0)
     assert told["errors"] == {"store": 0, "fetch": 0, "damage": 0, "fewer_replicas": 0}
@@ -195,20 +195,13 @@ def test_dcs_status_tells_what_mounts_and_nodes_count(cluster: Cluster, mount: M
     words = cluster.dcs("status").stdout.decode()
     assert str(mount.path) in words
     assert "cache hits" in words
-    cluster.write("/rotten", b"rotten")
-    for replica in cluster.replicas_of("/rotten"):
-        cluster.corrupt_chunk_on_disk(replica)
-    with refused(errno.EIO):
-        (mount.path / "rotten").read_bytes()
-    wait_for(lambda: mounts()[0]["errors"]["damage"] >= 3, "the mount has told of the damage", 30)
-    assert re.search(r"[1-9]\d* EIO, [1-9]\d* damage", cluster.dcs("status").stdout.decode())
     mount.unmount()
-    assert mounts() == []
+    assert mounts(cluster) == []
     mount.start()
 
 
 def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> None:
-    """What waits, by danger, and what was done. The last of the module: nothing was wrong before."""
+    """What waits, by danger, and what was done. Nothing was wrong in the tests before."""
     before = scrape(cluster.address)
     assert before("dcs_volume_repair_queue_extents", good_copies="0") == 0
     assert before("dcs_volume_repairs_total") == before("dcs_volume_repaired_bytes_total") == 0
@@ -219,3 +212,14 @@ def test_the_naming_server_tells_of_repairs(cluster: Cluster, mount: Mount) -> N
     after = scrape(cluster.address)
     assert after("dcs_volume_repaired_bytes_total") >= 100_000
     assert after("dcs_volume_repairs_total", kind="failures") == 0
+
+
+def test_dcs_status_tells_of_a_mounts_errors(cluster: Cluster, mount: Mount) -> None:
+    """The last of the module: nothing heals what is damaged everywhere."""
+    cluster.write("/rotten", b"rotten")
+    for replica in cluster.replicas_of("/rotten"):
+        cluster.corrupt_chunk_on_disk(replica)
+    with refused(errno.EIO):
+        (mount.path / "rotten").read_bytes()
+    wait_for(lambda: [m for m in mounts(cluster) if m["errors"]["damage"] >= 3], "the mount has told of the damage", 30)
+    assert re.search(r"[1-9]\d* EIO, [1-9]\d* damage", cluster.dcs("status").stdout.decode())
