@@ -12,7 +12,6 @@ wanted. A node lost on the way is replaced; where none is left to replace it, go
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import random
 import time
@@ -174,6 +173,7 @@ class _Upload:
                 over.set()
         except BaseExceptionGroup as errors:
             raise first_of(errors) from errors
+        await self._commit()  # Also what was stored while the last of the others was under way.
 
     async def _chunks(self, source: LocalSource) -> AsyncIterator[tuple[int, memoryview]]:
         """The chunks that have bytes, with their indexes; counts `size` up as they come."""
@@ -201,11 +201,12 @@ class _Upload:
         room.release()
 
     async def _commit_until(self, over: asyncio.Event) -> None:
-        """Commits what is stored every COMMIT_SECONDS, also while the source gives nothing, and all at the end."""
+        """Commits what is stored every COMMIT_SECONDS, also while the source gives nothing."""
         while not over.is_set():
-            with contextlib.suppress(TimeoutError):
+            try:
                 await asyncio.wait_for(over.wait(), COMMIT_SECONDS)
-            await self._commit()
+            except TimeoutError:
+                await self._commit()
 
     async def _commit(self) -> None:
         stored, self._stored = sorted(self._stored, key=lambda one: one.index), []
