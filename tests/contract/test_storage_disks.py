@@ -227,6 +227,11 @@ def test_a_read_only_disk_serves_what_it_has_and_takes_nothing(make_node: MakeNo
     assert node.put("7-2", body) == 201
 
 
+def reported(stub: NamingStub) -> list[str]:
+    """What the node itself has found damaged, report by report."""
+    return [found["extent"] for found in map(json.loads, list(stub.reports)) if found.get("verified")]
+
+
 @pytest.mark.fault("S10", "S15")
 def test_what_rots_on_a_read_only_disk_is_reported_where_it_is(make_node: MakeNode) -> None:
     with NamingStub() as stub:
@@ -237,14 +242,11 @@ def test_what_rots_on_a_read_only_disk_is_reported_where_it_is(make_node: MakeNo
         node.restart_with("-P", str(hurt), "-e", "trace=renameat2", "-e", "inject=renameat2:error=EROFS")
         flip(hurt, 5)
 
-        def reported() -> list[str]:
-            return [found["extent"] for found in map(json.loads, stub.reports) if found.get("verified")]
-
-        wait_for(reported, "the scrub has found it, and it is reported", 30)
+        wait_for(lambda: reported(stub), "the scrub has found it, and it is reported", 30)
         before = node.statistics()["damaged"]
         wait_for(lambda: node.statistics()["damaged"] > before, "it is found again", 30)
-        assert set(reported()) == {"7-2"}
-        assert len(reported()) == 1
+        assert set(reported(stub)) == {"7-2"}
+        assert len(reported(stub)) == 1
         assert set_aside(node) == set()
 
 
@@ -260,14 +262,11 @@ def test_what_was_set_aside_before_its_disk_became_read_only_is_reported_once(ma
         for n in (1, 2, 3):
             flip(replica(node, f"7-{n}"), 5)
 
-        def reported() -> list[str]:
-            return [found["extent"] for found in map(json.loads, list(stub.reports)) if found.get("verified")]
-
-        wait_for(lambda: len(reported()) >= 3, "all are reported", 30)
+        wait_for(lambda: len(reported(stub)) >= 3, "all are reported", 30)
         assert "is read-only" in node.log.read_text()
         heard = len(stub.reports)
         wait_for(lambda: len(stub.reports) >= heard + 3, "the node has had time for more reports")
-        assert sorted(reported()) == ["7-1", "7-2", "7-3"]
+        assert sorted(reported(stub)) == ["7-1", "7-2", "7-3"]
         assert set_aside(node) == {"7-1", "7-2", "7-3"}
 
 
